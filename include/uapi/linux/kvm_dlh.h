@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note */
+/*
+ * Deferrable low-overhead hypercalls (DLH): the ABI between a guest and
+ * kvm_dlh.ko on its host, version 1.
+ *
+ * Everything starts with one hypercall number, KVM_HC_DLH, whose first argument
+ * names a function. A host without the module answers -KVM_ENOSYS (-1000), so
+ * discovery needs no CPUID bit. Callers run at CPL 0, outside SMM, not in a
+ * nested guest and not in an encrypted VM; others get -KVM_EPERM (-1) or
+ * -KVM_DLH_EREFUSED.
+ *
+ *   RAX = KVM_HC_DLH, RBX = function, RCX, RDX, RSI = arguments; result in RAX.
+ *
+ * A ring lies in guest memory, physically contiguous, page aligned, in one
+ * memslot. It belongs to the vCPU that set it up:
+ *
+ *        0 +---------------------------+  <- page aligned
+ *          | tail        (guest: u32)  |
+ *          | dropped     (guest: u64)  |
+ *       64 +---------------------------+
+ *          | done        (host: u32)   |
+ *          | flags       (host: u32)   |
+ *          | cookie      (host: u64)   |
+ *          | declined    (host: u64)   |
+ *          | entries, version (host)   |
+ *      128 +---------------------------+
+ *          | entry 0     (32 bytes)    |
+ *          | entry 1                   |
+ *          |  ...                      |
+ *          | entry n-1                 |
+ *          +---------------------------+
+ *
+ * Indices are free-running u32; the slot of position p is p & (n - 1). The guest
+ * owns the slots [tail, done + n), the host the slots [done, tail). The guest
+ * fills slots, issues a write barrier, stores tail. The host executes entries in
+ * order, stores each status that is not 0, then moves done past every entry that
+ * has been executed *to its end*; done never passes one that is still worked on.
+ */
+#ifndef _UAPI_LINUX_KVM_DLH_H
+#define _UAPI_LINUX_KVM_DLH_H
+
+#include <linux/types.h>
+
+#define KVM_DLH_ABI_VERSION	1
+
+/* The hypercall number: "DLH" and 1; clear of the numbers in linux/kvm_para.h. */
+#define KVM_HC_DLH		0x444c4801
+
+/*
+ * Functions (RBX).
+ *
+ * FEATURES  -> (KVM_DLH_ABI_VERSION << 32) | KVM_DLH_F_* bits; always > 0.
+ * RING_SETUP, RCX = guest-physical address, RDX = entries, RSI = 0
+ *           -> ring id >= 0. Replaces the calling vCPU's ring, if any. The host
+ *           takes the tail it finds as the first position and fills its own
+ *           cache line, cookie included.
+ * RING_TEARDOWN, RCX = ring id
+ *           -> 0. On return nothing from that ring is, or will be, worked on.
+ * KICK, RCX = ring id
+ *           -> 0. On return every entry that was visible in that ring before the
+ *           call has been executed to its end and done says so.
+ * CALL, RCX = operation | flags << 16, RDX = arg[0], RSI = arg[1]
+ *           -> 0 if accepted: it is executed before this vCPU is entered again.
+ */
+#define KVM_DLH_FN_FEATURES		0
+#define KVM_DLH_FN_RING_SETUP		1
+#define KVM_DLH_FN_RING_TEARDOWN	2
+#define KVM_DLH_FN_KICK			3
+#define KVM_DLH_FN_CALL			4
+
+/* Feature bits: the operations the host will execute at the time of the call. */
+#define KVM_DLH_F_RING			(1U << 0)
+#define KVM_DLH_F_CALL			(1U << 1)
+#define KVM_DLH_F_FREE_PAGES		(1U << 2)
+
+/* Errors: returned in RAX, or as an entry's status, negated. */
+#define KVM_DLH_EREFUSED	1101	/* caller is in SMM, nested or encrypted */
+#define KVM_DLH_EFUNCTION	1102	/* unknown function */
+#define KVM_DLH_EALIGN		1103	/* ring address not page aligned */
+#define KVM_DLH_ESIZE		1104	/* ring size no power of two or out of range */
+#define KVM_DLH_EMEMORY		1105	/* range not inside one usable memslot */
+#define KVM_DLH_ENORING		1106	/* no such ring */
+#define KVM_DLH_EOPERATION	1107	/* unknown operation */
+#define KVM_DLH_EARGUMENT	1108	/* reserved bits set or argument out of range */
+#define KVM_DLH_EBUSY		1109	/* declined: the host has no room for it now */
+#define KVM_DLH_ENOMEM		1110	/* the host could not allocate */
+#define KVM_DLH_EGONE		1111	/* declined: the operation or the ring went away */
+
+/* Operations. */
+#define KVM_DLH_OP_NOP		0
+/*
+ * FREE_PAGES, arg[0] = guest-physical address, arg[1] = bytes; both multiples of
+ * 4096. The guest promises not to touch the range until done has passed the
+ * entry; then it may use it again: it reads as zeroes or as it was.
+ */
+#define KVM_DLH_OP_FREE_PAGES	1
+
+#define KVM_DLH_RING_MIN_ENTRIES	64
+#define KVM_DLH_RING_MAX_ENTRIES	65536
+
+/*
+ * One deferred call. tag is cookie + position (mod 2^64); an entry whose tag is
+ * anything else detaches the ring, so memory that was put to another use is never
+ * executed. flags must be 0. status is written by the host, only where it is not 0;
+ * the guest clears it when it fills the slot.
+ */
+struct kvm_dlh_entry {
+	__u64 tag;
+	__u16 op;
+	__u16 flags;
+	__s32 status;
+	__u64 arg[2];
+};
+
+/* hdr.flags */
+#define KVM_DLH_RING_ACTIVE	(1U << 0)	/* cleared: detached, set up anew */
+
+struct kvm_dlh_ring_hdr {
+	/* Written by the guest only. */
+	__u32 tail;
+	__u32 guest_reserved0;
+	__u64 dropped;		/* calls the guest could not place: ring full */
+	__u64 guest_reserved[6];
+	/* Written by the host only. */
+	__u32 done;
+	__u32 flags;
+	__u64 cookie;		/* the secret of this registration; never 0 */
+	__u64 declined;		/* entries the host did not execute */
+	__u32 entries;
+	__u32 version;
+	__u64 host_reserved[4];
+};
+
+#endif /* _UAPI_LINUX_KVM_DLH_H */

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The DLH ABI as checked Rust: addresses, entries, and the arithmetic of a ring's indices.
+//!
+//! This crate decides, for both sides, what a value in shared memory *means*; it never touches
+//! shared memory itself. Callers copy a value out once and hand the copy in (DESIGN.md rule 2), so
+//! everything here is pure, free of `unsafe`, and runs under cargo as well as in the kernel.
+//!
+//! C header: `include/uapi/linux/kvm_dlh.h`; `dlh_bindings` asserts that both agree.
+
+#![cfg_attr(not(any(CONFIG_RUST, test)), no_std)]
+#![forbid(unsafe_code)]
+
+mod addr;
+mod call;
+mod consumer;
+mod entry;
+mod error;
+mod producer;
+mod size;
+
+pub use addr::{Gfn, GfnRange, Gpa, PAGE_SHIFT, PAGE_SIZE};
+pub use call::{Call, Function, Operation};
+pub use consumer::{Broken, Collected, Consumer, Run};
+pub use entry::{Cookie, RawEntry};
+pub use error::{Error, Status};
+pub use producer::{has_passed, Producer};
+pub use size::{RingSize, HEADER_BYTES};
+
+/// The hypercall number of every DLH function (`KVM_HC_DLH`).
+pub const HYPERCALL_NR: u64 = 0x444c_4801;
+
+/// Version of the ABI this crate describes (`KVM_DLH_ABI_VERSION`).
+pub const ABI_VERSION: u32 = 1;
+
+/// Feature bit: rings can be set up (`KVM_DLH_F_RING`).
+pub const FEATURE_RING: u32 = 1 << 0;
+/// Feature bit: trap-inserted calls are accepted (`KVM_DLH_F_CALL`).
+pub const FEATURE_CALL: u32 = 1 << 1;
+/// Feature bit: [`Operation::FREE_PAGES`] is executed (`KVM_DLH_F_FREE_PAGES`).
+pub const FEATURE_FREE_PAGES: u32 = 1 << 2;
+
+/// Ring flag: the host takes entries from this ring (`KVM_DLH_RING_ACTIVE`).
+pub const RING_ACTIVE: u32 = 1 << 0;

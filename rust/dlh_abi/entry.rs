@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The 32 bytes of an entry, and the tag that says they are one.
+
+use crate::{Call, Error, Operation};
+
+/// The secret of one ring registration.
+///
+/// Memory that held a ring and now holds something else does not contain it, so nothing there is
+/// taken for an entry (DESIGN.md rule 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cookie(pub u64);
+
+impl Cookie {
+    /// The tag of the entry at `position`: a stale entry of an earlier lap has another one.
+    #[inline]
+    pub const fn tag(self, position: u32) -> u64 {
+        self.0.wrapping_add(position as u64)
+    }
+}
+
+/// An entry as it lies in guest memory (`struct kvm_dlh_entry`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct RawEntry {
+    /// [`Cookie::tag`] of the entry's position.
+    pub tag: u64,
+    /// Operation number.
+    pub op: u16,
+    /// Must be 0.
+    pub flags: u16,
+    /// Written by the host where it is not 0.
+    pub status: i32,
+    /// Arguments.
+    pub arg: [u64; 2],
+}
+
+const _: () = assert!(size_of::<RawEntry>() == RawEntry::BYTES && align_of::<RawEntry>() == 8);
+
+impl RawEntry {
+    /// Size of an entry in bytes.
+    pub const BYTES: usize = 32;
+    /// Offset of [`RawEntry::status`] in bytes.
+    pub const STATUS_OFFSET: usize = core::mem::offset_of!(RawEntry, status);
+
+    /// The entry that carries `call` at `position`.
+    #[inline]
+    pub const fn new(cookie: Cookie, position: u32, call: &Call) -> Self {
+        Self { tag: cookie.tag(position), op: call.op.0, flags: 0, status: 0, arg: call.arg }
+    }
+
+    /// The call in this copy of an entry, whose tag has been checked.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Argument`] if reserved flags are set.
+    #[inline]
+    pub const fn call(&self) -> Result<Call, Error> {
+        if self.flags != 0 {
+            return Err(Error::Argument);
+        }
+        Ok(Call { op: Operation(self.op), arg: self.arg })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn call_round_trips() {
+        let call = Call { op: Operation::FREE_PAGES, arg: [0x1000, 0x2000] };
+        let raw = RawEntry::new(Cookie(7), u32::MAX, &call);
+        assert_eq!(raw.tag, 7 + u64::from(u32::MAX));
+        assert_eq!(raw.call(), Ok(call));
+        assert_eq!(RawEntry { flags: 1, ..raw }.call(), Err(Error::Argument));
+    }
+
+    #[test]
+    fn layout_is_the_header_s() {
+        assert_eq!(RawEntry::STATUS_OFFSET, 12);
+        assert_eq!(core::mem::offset_of!(RawEntry, arg), 16);
+    }
+}
