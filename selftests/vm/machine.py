@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: GPL-2.0
+"""L1, the host under test: the stock kernel with the Debian root, under QEMU."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .initramfs import Initramfs, ModuleTree
+from .kernel_log import Finding, scan_file
+
+REPOSITORY = Path("/src/kvm-dlh")
+# tools/enter shows the root here without what is mounted in it
+ROOT_IMAGE = Path("/root-image")
+MODULES = ("9p", "9pnet_virtio", "overlay")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be chosen about L1."""
+
+    smp: int = 2
+    mem: str = "6G"
+    icount: bool = False
+    timeout: float = 300.0
+    append: str = ""
+    qemu: tuple[str, ...] = ()
+
+
+@dataclass
+class Outcome:
+    """How a run of L1 ended."""
+
+    seconds: float
+    status: int | None = None
+    """Exit status of the command, if L1 lived to tell."""
+    problem: str = ""
+    """Why the run is no good, whatever the command said."""
+    findings: dict[Path, list[Finding]] = field(default_factory=dict)
+
+    def good(self) -> bool:
+        return self.status == 0 and not self.problem and not self.findings
+
+
+class Machine:
+    """One run of L1. Its logs go to `results`: kernel.log, output.log, qemu.log, and share/, which
+    is /results inside."""
+
+    def __init__(self, results: Path, options: Options) -> None:
+        self.results = results
+        self.options = options
+        self.kernel = Path("/kernel") / os.environ["KREL"]
+        self.kernel_log = results / "kernel.log"
+        self.output_log = results / "output.log"
+        self.qemu_log = results / "qemu.log"
+        self.share = results / "share"
+
+    def run(self, command: str, on_line: Callable[[str], None]) -> Outcome:
+        """Boots L1, runs a shell command in it, and passes on each line it prints."""
+        shutil.rmtree(self.results, ignore_errors=True)
+        self.share.mkdir(parents=True)
+        (self.share / "command").write_text(command)
+        self.output_log.touch()
+        arguments = self._arguments(self._initramfs())
+        started = time.monotonic()
+        with self.qemu_log.open("wb") as log:
+            log.write((shlex.join(arguments) + "\n").encode())
+            log.flush()
+            qemu = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            timed_out = self._follow(qemu, started + self.options.timeout, on_line)
+        finally:
+            if qemu.poll() is None:
+                qemu.kill()
+            qemu.wait()
+        outcome = Outcome(time.monotonic() - started)
+        status = self.share / "exit-status"
+        if status.exists():
+            outcome.status = int(status.read_text())
+        if timed_out:
+            outcome.problem = f"timed out after {self.options.timeout:.0f} s"
+        elif outcome.status is None:
+            outcome.problem = f"ended without an exit status (QEMU's was {qemu.returncode})"
+        for path in (self.kernel_log, *sorted(self.share.glob("guest*.log"))):
+            if found := scan_file(path):
+                outcome.findings[path] = found
+        return outcome
+
+    def log_tails(self, lines: int = 40) -> str:
+        """The ends of the logs, for a run that went wrong."""
+        parts = []
+        for path in (self.qemu_log, self.kernel_log, self.output_log):
+            text = path.read_text(errors="replace") if path.exists() else ""
+            tail = [line.rstrip() for line in text.splitlines()[-lines:]]
+            parts.append("\n".join((f"--- end of {path.relative_to(REPOSITORY)}", *tail)))
+        return "\n".join(parts)
+
+    def _follow(self, qemu: subprocess.Popen[bytes], deadline: float, on_line: Callable[[str], None]) -> bool:
+        """Passes on the output until QEMU ends; True if the time was up before."""
+        rest = b""
+        with self.output_log.open("rb") as output:
+            while True:
+                # In this order: what was written before the end is still read.
+                ended = qemu.poll() is not None
+                rest += output.read()
+                *complete, rest = rest.split(b"\n")
+                for line in complete:
+                    on_line(line.decode(errors="replace"))
+                if ended or time.monotonic() > deadline:
+                    if rest:
+                        on_line(rest.decode(errors="replace"))
+                    return not ended
+                time.sleep(0.1)
+
+    def _initramfs(self) -> Path:
+        image = Initramfs((REPOSITORY / "selftests/vm/l1-init").read_text())
+        for path in ModuleTree(self.kernel / "modules" / self.kernel.name).load_order(MODULES):
+            image.add_module(path)
+        target = self.results / "initramfs.cpio"
+        image.write(target)
+        return target
+
+    def _arguments(self, initramfs: Path) -> list[str]:
+        options = self.options
+        accel = subprocess.run(
+            [REPOSITORY / "tools/accel"], check=True, capture_output=True, text=True
+        ).stdout.strip()
+        smp = options.smp
+        command_line = "console=ttyS0 loglevel=8 panic=-1 oops=panic"
+        if options.icount:
+            # Instruction counts need one vCPU, one thread, and the kernel at the same place.
+            smp, accel_options = 1, ["-accel", "tcg,thread=single", "-icount", "shift=0", "-cpu", "EPYC"]
+            command_line += " nokaslr"
+        elif accel == "kvm":
+            accel_options = ["-accel", "kvm", "-cpu", "host"]
+        else:
+            accel_options = ["-accel", "tcg,thread=multi", "-cpu", "EPYC"]
+        return [
+            "qemu-system-x86_64",
+            *("-M", "q35", "-nodefaults", "-display", "none", "-no-reboot", "-run-with", "exit-with-parent=on"),
+            *accel_options,
+            *("-smp", str(smp), "-m", options.mem),
+            *("-kernel", str(self.kernel / "vmlinuz"), "-initrd", str(initramfs)),
+            *("-append", f"{command_line} {options.append}".strip()),
+            *("-serial", f"file:{self.kernel_log}"),
+            *("-device", "virtio-serial-pci", "-chardev", f"file,id=output,path={self.output_log}"),
+            *("-device", "virtserialport,chardev=output"),
+            *_share("root", ROOT_IMAGE, writable=False),
+            *_share("repository", REPOSITORY, writable=False),
+            *_share("kernel", Path("/kernel"), writable=False),
+            *_share("results", self.share, writable=True),
+            *options.qemu,
+        ]
+
+
+def _share(tag: str, path: Path, writable: bool) -> tuple[str, ...]:
+    readonly = "off" if writable else "on"
+    return (
+        *("-fsdev", f"local,id={tag},path={path},security_model=none,multidevs=remap,readonly={readonly}"),
+        *("-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"),
+    )
