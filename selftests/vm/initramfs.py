@@ -64,7 +64,7 @@ class Initramfs:
         self._out = io.BytesIO()
         self._inode = 0
         self._directories: set[str] = set()
-        self._modules: list[str] = []
+        self._modules: dict[str, str] = {}
         for name in ("dev", "proc", "sys", "tmp", "mnt"):
             self._directory(name)
         self.add("bin/busybox", BUSYBOX.read_bytes(), 0o755)
@@ -77,16 +77,17 @@ class Initramfs:
         self._directory(os.path.dirname(name))
         self._entry(name, 0o100000 | mode, data)
 
-    def add_module(self, path: Path) -> None:
+    def add_module(self, path: Path, arguments: str = "") -> None:
         """Adds a module; init inserts them in the order they were added."""
         name = path.name.split(".ko")[0] + ".ko"
         if name not in self._modules:
             self.add(f"modules/{name}", read_module(path))
-            self._modules.append(name)
+            self._modules[name] = arguments
 
     def write(self, path: Path) -> None:
         """Ends the image and writes it."""
-        self.add("modules/order", "".join(f"{name}\n" for name in self._modules).encode())
+        order = "".join(f"{name} {arguments}\n" for name, arguments in self._modules.items())
+        self.add("modules/order", order.encode())
         self._entry("TRAILER!!!", 0, b"")
         partial = path.with_name(f"{path.name}.{os.getpid()}")
         partial.write_bytes(self._out.getvalue())
