@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A VMM for the tests: it plays guests that do what no ordinary guest does.
+//!
+//! It runs in the host under test. Each subject in `tests` is a set of cases, printed as KTAP.
+
+mod boot;
+mod guest;
+mod ktap;
+mod memory;
+mod ring;
+mod stats;
+mod tests;
+mod thread;
+mod vcpu;
+mod vm;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Debug, Parser)]
+#[command(about = "A small VMM that tests kvm_dlh.ko")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the cases of one subject.
+    Ktap {
+        #[command(subcommand)]
+        subject: tests::Subject,
+    },
+    /// Keep a VM busy until killed; the races test does that.
+    Flood,
+}
+
+fn main() -> ExitCode {
+    let good = match Arguments::parse().command {
+        Command::Ktap { subject } => ktap::run(&subject.cases()),
+        Command::Flood => match tests::races::flood_forever() {
+            Ok(()) => true,
+            Err(error) => {
+                eprintln!("dlh-vmm: {error}");
+                false
+            }
+        },
+    };
+    if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}

@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Memory of this process that a VM gets as its own, of all the kinds a VMM may use.
+//!
+//! Guests and the host write to it at any time, so it is only ever accessed as atomic words.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// Size of a page.
+pub(crate) const PAGE: usize = 4096;
+/// Size of a huge page, to which every mapping is aligned.
+pub(crate) const HUGE_PAGE: usize = 2 << 20;
+
+/// What kind of memory to map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Backing {
+    /// Private anonymous memory in small pages.
+    Anonymous,
+    /// Private anonymous memory that asks for transparent huge pages.
+    TransparentHuge,
+    /// A memfd, shared.
+    SharedMemfd,
+    /// A memfd, private: what was not written reads as the file, here 0x11 bytes.
+    PrivateMemfd,
+    /// Shared memory of 2 MiB pages from the reserved pool.
+    Hugetlb,
+}
+
+/// The content of the file below [`Backing::PrivateMemfd`].
+pub(crate) const FILE_WORD: u64 = 0x1111_1111_1111_1111;
+
+/// A mapping with a size fixed at its start.
+#[derive(Debug)]
+pub(crate) struct Mapping {
+    /// Start of the whole reservation, which is larger for the sake of alignment.
+    reserved: NonNull<u8>,
+    reserved_len: usize,
+    base: NonNull<u8>,
+    len: usize,
+    unmapped: bool,
+    _file: Option<OwnedFd>,
+}
+
+// SAFETY: The memory is accessed through atomics only; the rest never changes.
+unsafe impl Send for Mapping {}
+// SAFETY: As above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `len` bytes, aligned to [`HUGE_PAGE`].
+    pub(crate) fn new(backing: Backing, len: usize) -> io::Result<Self> {
+        assert!(len > 0 && len % PAGE == 0);
+        let reserved_len = len.next_multiple_of(HUGE_PAGE) + HUGE_PAGE;
+        // SAFETY: A new mapping at an address the kernel chooses touches nothing that exists.
+        let reserved = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                reserved_len,
+                libc::PROT_NONE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        let reserved = checked_address(reserved)?;
+        let skip = reserved.addr().get().next_multiple_of(HUGE_PAGE) - reserved.addr().get();
+        // SAFETY: `skip` is less than HUGE_PAGE, so it stays inside the reservation.
+        let base = unsafe { reserved.add(skip) };
+        // From here on an error unmaps the reservation.
+        let mut mapping = Self { reserved, reserved_len, base, len, unmapped: false, _file: None };
+
+        let (flags, file) = match backing {
+            Backing::Anonymous | Backing::TransparentHuge => {
+                (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, None)
+            }
+            Backing::Hugetlb => (libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB, None),
+            Backing::SharedMemfd => (libc::MAP_SHARED, Some(memfd(len)?)),
+            Backing::PrivateMemfd => {
+                let file = memfd(len)?;
+                let page = [FILE_WORD.to_ne_bytes()[0]; PAGE];
+                for at in (0..len).step_by(PAGE) {
+                    file.write_all_at(&page, at as u64)?;
+                }
+                (libc::MAP_PRIVATE, Some(file))
+            }
+        };
+        // SAFETY: Replaces a part of the reservation, which nobody uses yet.
+        let mapped = unsafe {
+            libc::mmap(
+                base.as_ptr().cast(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                flags | libc::MAP_FIXED,
+                file.as_ref().map_or(-1, |file| file.as_raw_fd()),
+                0,
+            )
+        };
+        checked_address(mapped)?;
+        mapping._file = file.map(OwnedFd::from);
+        match backing {
+            Backing::Anonymous => mapping.advise(libc::MADV_NOHUGEPAGE)?,
+            Backing::TransparentHuge => mapping.advise(libc::MADV_HUGEPAGE)?,
+            _ => (),
+        }
+        Ok(mapping)
+    }
+
+    /// Bytes in the mapping.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Its address in this process, for interfaces that take one.
+    pub(crate) fn address(&self) -> u64 {
+        self.base.addr().get() as u64
+    }
+
+    fn advise(&self, advice: i32) -> io::Result<()> {
+        // SAFETY: Advice about huge pages does not change what the memory holds.
+        checked(unsafe { libc::madvise(self.base.as_ptr().cast(), self.len, advice) })
+    }
+
+    fn pointer(&self, offset: usize, bytes: usize) -> NonNull<u8> {
+        assert!(!self.unmapped, "access to unmapped memory");
+        assert!(offset % bytes == 0 && offset + bytes <= self.len, "{offset:#x} is not in memory");
+        // SAFETY: Checked to be inside the mapping.
+        unsafe { self.base.add(offset) }
+    }
+
+    /// The 32-bit word at `offset`.
+    pub(crate) fn word32(&self, offset: usize) -> &AtomicU32 {
+        // SAFETY: In bounds, aligned, mapped as long as `self` lives, and only accessed atomically.
+        unsafe { AtomicU32::from_ptr(self.pointer(offset, 4).as_ptr().cast()) }
+    }
+
+    /// The 64-bit word at `offset`.
+    pub(crate) fn word(&self, offset: usize) -> &AtomicU64 {
+        // SAFETY: As in `word32`.
+        unsafe { AtomicU64::from_ptr(self.pointer(offset, 8).as_ptr().cast()) }
+    }
+
+    /// Writes bytes, the last word filled up with zeroes.
+    pub(crate) fn write(&self, offset: usize, bytes: &[u8]) {
+        for (index, chunk) in bytes.chunks(8).enumerate() {
+            let mut word = [0; 8];
+            word[..chunk.len()].copy_from_slice(chunk);
+            self.word(offset + index * 8).store(u64::from_le_bytes(word), Ordering::Relaxed);
+        }
+    }
+
+    /// Fills a range with words made from their place.
+    pub(crate) fn fill(&self, offset: usize, len: usize, word_at: impl Fn(usize) -> u64) {
+        for at in (offset..offset + len).step_by(8) {
+            self.word(at).store(word_at(at), Ordering::Relaxed);
+        }
+    }
+
+    /// The offset of the first word of a range that is not the expected one.
+    pub(crate) fn first_difference(
+        &self,
+        offset: usize,
+        len: usize,
+        word_at: impl Fn(usize) -> u64,
+    ) -> Option<usize> {
+        (offset..offset + len)
+            .step_by(8)
+            .find(|&at| self.word(at).load(Ordering::Relaxed) != word_at(at))
+    }
+
+    /// A copy of a range.
+    pub(crate) fn snapshot(&self, offset: usize, len: usize) -> Vec<u64> {
+        (offset..offset + len).step_by(8).map(|at| self.word(at).load(Ordering::Relaxed)).collect()
+    }
+
+    /// Changes what this process, and with it the host, may do with the range.
+    pub(crate) fn protect(&self, writable: bool) -> io::Result<()> {
+        let access = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
+        // SAFETY: The caller writes nothing while the memory is read-only; reading stays possible.
+        checked(unsafe { libc::mprotect(self.base.as_ptr().cast(), self.len, access) })
+    }
+
+    /// Takes the memory away below the VM; it must not be accessed any more.
+    pub(crate) fn unmap(&mut self) -> io::Result<()> {
+        self.unmapped = true;
+        // SAFETY: `&mut self`: no reference into the mapping exists, and `pointer` makes no new one.
+        checked(unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) })
+    }
+
+    /// Locks a part of the memory.
+    pub(crate) fn lock(&self, offset: usize, len: usize) -> io::Result<()> {
+        let start = self.pointer(offset, PAGE);
+        assert!(offset + len <= self.len);
+        // SAFETY: Locking does not change what the memory holds.
+        checked(unsafe { libc::mlock(start.as_ptr().cast(), len) })
+    }
+
+    /// Registers the memory with a new userfaultfd, for missing pages.
+    pub(crate) fn arm_userfaultfd(&self) -> io::Result<OwnedFd> {
+        const UFFDIO_API: u64 = 0xc018_aa3f;
+        const UFFDIO_REGISTER: u64 = 0xc020_aa00;
+        const UFFD_API: u64 = 0xaa;
+        const MODE_MISSING: u64 = 1;
+
+        // SAFETY: Makes a file descriptor, which is ours.
+        let fd = unsafe {
+            let fd = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK);
+            checked(fd as i32)?;
+            OwnedFd::from_raw_fd(fd as i32)
+        };
+        let mut api = [UFFD_API, 0, 0];
+        // SAFETY: `api` is a struct uffdio_api: three words.
+        checked(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_API, api.as_mut_ptr()) })?;
+        let mut register = [self.address(), self.len as u64, MODE_MISSING, 0];
+        // SAFETY: `register` is a struct uffdio_register: four words; the range is this mapping.
+        checked(unsafe { libc::ioctl(fd.as_raw_fd(), UFFDIO_REGISTER, register.as_mut_ptr()) })?;
+        Ok(fd)
+    }
+
+    /// Pins the memory as a registered buffer of a new io_uring, as if for DMA.
+    pub(crate) fn pin(&self) -> io::Result<OwnedFd> {
+        const REGISTER_BUFFERS: libc::c_long = 0;
+        /// sizeof(struct io_uring_params)
+        const PARAMS: usize = 120;
+
+        let mut params = [0u64; PARAMS / 8];
+        // SAFETY: `params` is a zeroed struct io_uring_params; the new descriptor is ours.
+        let fd = unsafe {
+            let fd = libc::syscall(libc::SYS_io_uring_setup, 4, params.as_mut_ptr());
+            checked(fd as i32)?;
+            OwnedFd::from_raw_fd(fd as i32)
+        };
+        let iovec = libc::iovec { iov_base: self.base.as_ptr().cast(), iov_len: self.len };
+        // SAFETY: One iovec that names this mapping; the ring is never asked to use it.
+        checked(unsafe {
+            libc::syscall(
+                libc::SYS_io_uring_register,
+                fd.as_raw_fd(),
+                REGISTER_BUFFERS,
+                &raw const iovec,
+                1,
+            ) as i32
+        })?;
+        Ok(fd)
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // What was unmapped may be someone else's by now.
+        let before = self.base.addr().get() - self.reserved.addr().get();
+        let taken = if self.unmapped { self.len } else { 0 };
+        // SAFETY: Both parts, and what lies between them unless it is unmapped, are the reservation,
+        // and references into it do not outlive `self`.
+        unsafe {
+            libc::munmap(self.reserved.as_ptr().cast(), before);
+            let rest = self.base.add(taken);
+            libc::munmap(rest.as_ptr().cast(), self.reserved_len - before - taken);
+        }
+    }
+}
+
+fn memfd(len: usize) -> io::Result<File> {
+    // SAFETY: Makes a file descriptor, which is ours.
+    let file = unsafe {
+        let fd = libc::memfd_create(c"dlh-vmm".as_ptr(), libc::MFD_CLOEXEC);
+        checked(fd)?;
+        File::from_raw_fd(fd)
+    };
+    file.set_len(len as u64)?;
+    Ok(file)
+}
+
+fn checked(result: i32) -> io::Result<()> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+fn checked_address(address: *mut libc::c_void) -> io::Result<NonNull<u8>> {
+    if address == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    NonNull::new(address.cast()).ok_or_else(|| io::Error::other("mapped at 0"))
+}

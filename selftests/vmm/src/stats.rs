@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The statistics that the modules, and KVM, keep of each VM in debugfs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::ktap::{failed, Result};
+
+const DEBUGFS: &str = "/sys/kernel/debug";
+
+/// A file of `name value` lines.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Stats(BTreeMap<String, u64>);
+
+impl Stats {
+    /// Reads the statistics of the VM with this descriptor.
+    pub(crate) fn read(module: &str, fd: i32) -> Result<Self> {
+        let path = directory(module, fd)?.join("stats");
+        let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        let mut values = BTreeMap::new();
+        for line in text.lines() {
+            match line.split_once(' ').map(|(name, value)| (name, value.trim().parse())) {
+                Some((name, Ok(value))) => values.insert(name.to_owned(), value),
+                _ => return failed(format!("{}: not `name value`: {line:?}", path.display())),
+            };
+        }
+        Ok(Self(values))
+    }
+
+    /// A value that must be there.
+    pub(crate) fn get(&self, name: &str) -> Result<u64> {
+        match self.0.get(name) {
+            Some(value) => Ok(*value),
+            None => failed(format!("there is no {name} in the statistics {self:?}")),
+        }
+    }
+
+    /// How far each value has grown since `before`; it must not have shrunk, `pending` excepted.
+    pub(crate) fn since(&self, before: &Stats, name: &str) -> Result<u64> {
+        let (now, then) = (self.get(name)?, before.get(name)?);
+        match now.checked_sub(then) {
+            Some(growth) => Ok(growth),
+            None => failed(format!("{name} fell from {then} to {now}")),
+        }
+    }
+
+    /// submitted = executed + declined + dropped + pending.
+    pub(crate) fn check_law(&self) -> Result<()> {
+        let mut accounted = 0;
+        for name in ["executed", "declined", "dropped", "pending"] {
+            accounted += self.get(name)?;
+        }
+        let submitted = self.get("submitted")?;
+        if submitted != accounted {
+            return failed(format!("{submitted} submitted, {accounted} accounted for: {self:?}"));
+        }
+        Ok(())
+    }
+}
+
+/// The directories that a module has for VMs of a process.
+pub(crate) fn directories(module: &str, pid: u32) -> Result<Vec<PathBuf>> {
+    let parent = Path::new(DEBUGFS).join(module);
+    let mut found = Vec::new();
+    let entries = fs::read_dir(&parent).map_err(|e| format!("{}: {e}", parent.display()))?;
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(&format!("{pid}-")) {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}
+
+/// Exits of the VM with this descriptor, as KVM counts them.
+pub(crate) fn kvm_exits(fd: i32) -> Result<u64> {
+    let path = directory("kvm", fd)?.join("exits");
+    Ok(fs::read_to_string(path)?.trim().parse()?)
+}
+
+/// The directory of one VM: named like KVM's own, or the only one of this process.
+fn directory(module: &str, fd: i32) -> Result<PathBuf> {
+    let pid = std::process::id();
+    let found = directories(module, pid)?;
+    let wanted = format!("{pid}-{fd}");
+    match found.iter().find(|path| path.ends_with(&wanted)) {
+        Some(path) => Ok(path.clone()),
+        None if found.len() == 1 => Ok(found[0].clone()),
+        None => failed(format!("{module} has {found:?} for this process, wanted {wanted}")),
+    }
+}

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The subjects of the tests, one a file.
+
+pub(crate) mod bad_input;
+pub(crate) mod discovery;
+pub(crate) mod free_pages;
+pub(crate) mod machinery;
+pub(crate) mod malformed;
+pub(crate) mod races;
+pub(crate) mod ring;
+
+use clap::Subcommand;
+use dlh_abi::Function;
+
+use crate::ktap::{check_eq, Case, Result};
+use crate::ring::{Ring, NOP};
+use crate::vcpu::Exit;
+use crate::vm::{Vm, BASE};
+
+/// What can be tested.
+#[derive(Debug, Subcommand)]
+#[command(rename_all = "snake_case")]
+pub(crate) enum Subject {
+    /// Whether the host has the module, and what it says it can do.
+    Discovery {
+        /// The module is not there.
+        #[arg(long = "expect-absent")]
+        expect_absent: bool,
+        /// The host must say exactly these feature bits.
+        #[arg(long = "expect-features", value_name = "BITS")]
+        expect_features: Option<u64>,
+    },
+    /// The VMM itself; needs no module.
+    Machinery,
+    /// Hypercalls and entries that must be refused.
+    BadInput,
+    /// Rings that are used as they should be.
+    Ring,
+    /// Rings whose memory says what no guest should write.
+    Malformed,
+    /// The operation FREE_PAGES, of ksm_bridge.ko.
+    FreePages,
+    /// Memory, vCPUs and VMs that go away at the wrong moment.
+    Races,
+}
+
+impl Subject {
+    /// The cases of the subject.
+    pub(crate) fn cases(self) -> Vec<Case> {
+        match self {
+            Subject::Discovery { expect_absent: true, .. } => discovery::absent(),
+            Subject::Discovery { expect_features, .. } => discovery::present(expect_features),
+            Subject::Machinery => machinery::cases(),
+            Subject::BadInput => bad_input::cases(),
+            Subject::Ring => ring::cases(),
+            Subject::Malformed => malformed::cases(),
+            Subject::FreePages => free_pages::cases(),
+            Subject::Races => races::cases(),
+        }
+    }
+}
+
+/// Checks that a new ring at `gpa` works, and takes it down again.
+fn check_ring_works(vm: &mut Vm, vcpu: usize, gpa: u64) -> Result<()> {
+    let before = vm.stats()?;
+    let mut ring = Ring::set_up(vm, vcpu, gpa, 64, u32::MAX - 1)?;
+    ring.push(&NOP, 5)?;
+    vm.vcpus[vcpu].exit(Exit::Pio)?;
+    check_eq!(ring.done(), ring.tail(), "done of a good ring after 5 entries and an exit");
+    let result = vm.hypercall(vcpu, Function::RingTeardown as u64, ring.id(), 0, 0)?;
+    check_eq!(result, 0, "taking down a good ring");
+    let after = vm.stats()?;
+    check_eq!(after.since(&before, "executed")?, 5, "entries executed from a good ring");
+    after.check_law()
+}
+
+/// Checks that the VM has what a test needs to go on, at the usual place.
+fn check_vm_works(vm: &mut Vm) -> Result<()> {
+    check_ring_works(vm, 0, BASE)
+}

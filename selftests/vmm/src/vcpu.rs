@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A vCPU whose guest does one command at a time.
+
+use dlh_abi::{Call, Function, HYPERCALL_NR};
+use kvm_bindings::{kvm_mp_state, kvm_regs, KVM_MP_STATE_RUNNABLE, KVM_RUN_X86_SMM};
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use crate::boot;
+use crate::guest::{Code, PORT_DONE, PORT_TICK};
+use crate::ktap::{failed, Result};
+use crate::ring::Ring;
+
+/// Why KVM_RUN returned to the VMM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// The command has ended.
+    Done,
+    /// The guest used the port for exits in the middle of a command.
+    Tick,
+    Hlt,
+    /// Access to guest-physical memory that is not there; a read got zeroes.
+    Mmio {
+        address: u64,
+        write: bool,
+    },
+    /// A signal, or an immediate exit.
+    Interrupted,
+    /// KVM_RUN failed with this errno.
+    Error(i32),
+}
+
+/// An exit that a guest makes after it has published entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Exit {
+    Pio,
+    Cpuid,
+    Hlt,
+    /// The function FEATURES, which does nothing else.
+    Hypercall,
+    /// The function KICK for the ring that was published to.
+    Kick,
+}
+
+impl Exit {
+    /// All kinds.
+    pub(crate) const ALL: [Exit; 5] =
+        [Exit::Pio, Exit::Cpuid, Exit::Hlt, Exit::Hypercall, Exit::Kick];
+
+    fn code(self) -> Code {
+        match self {
+            Exit::Pio => Code::ExitPio,
+            Exit::Cpuid => Code::ExitCpuid,
+            Exit::Hlt => Code::ExitHlt,
+            Exit::Hypercall | Exit::Kick => Code::ExitHypercall,
+        }
+    }
+
+    fn function(self) -> Function {
+        if self == Exit::Kick {
+            Function::Kick
+        } else {
+            Function::Features
+        }
+    }
+}
+
+/// What a guest that published saw right after its exit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Published {
+    /// `done` of the ring.
+    pub(crate) done: u32,
+    /// RAX, if the exit was a hypercall.
+    pub(crate) result: i64,
+}
+
+/// What a flood came to; see [`Vcpu::flood`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Flooded {
+    /// How the command stopped: [`Stop::Done`] when it got to its end or saw the ring detached.
+    pub(crate) stop: Stop,
+    /// The guest's tail.
+    pub(crate) tail: u32,
+    /// How often the guest found the ring full.
+    pub(crate) full: u64,
+}
+
+/// A vCPU.
+#[derive(Debug)]
+pub(crate) struct Vcpu {
+    fd: VcpuFd,
+    index: usize,
+}
+
+impl Vcpu {
+    /// Takes a new vCPU to the server loop.
+    pub(crate) fn new(fd: VcpuFd, index: usize) -> Result<Self> {
+        let mut vcpu = Self { fd, index };
+        vcpu.park()?;
+        Ok(vcpu)
+    }
+
+    /// Abandons whatever the vCPU is doing and waits in the server loop for the next command.
+    pub(crate) fn park(&mut self) -> Result<()> {
+        // Lets KVM complete the instruction that an exit interrupted, before it is abandoned.
+        self.fd.set_kvm_immediate_exit(1);
+        let stop = self.resume();
+        self.fd.set_kvm_immediate_exit(0);
+        if !matches!(stop, Ok(Stop::Interrupted)) {
+            return failed(format!("an immediate exit gave {stop:?}"));
+        }
+        let mut sregs = self.fd.get_sregs()?;
+        boot::set_mode(&mut sregs);
+        self.fd.set_sregs(&sregs)?;
+        // Not known without an in-kernel interrupt controller, and not needed then.
+        let _ = self.fd.set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE });
+        self.fd.set_regs(&boot::registers_at_server(self.index))?;
+        loop {
+            match self.resume()? {
+                Stop::Done => return Ok(()),
+                Stop::Interrupted => (),
+                stop => return failed(format!("before the server loop: {stop:?}")),
+            }
+        }
+    }
+
+    /// One KVM_RUN.
+    pub(crate) fn resume(&mut self) -> Result<Stop> {
+        let stop = match self.fd.run() {
+            Ok(VcpuExit::IoOut(PORT_DONE, _)) => Stop::Done,
+            Ok(VcpuExit::IoOut(PORT_TICK, _)) => Stop::Tick,
+            Ok(VcpuExit::Hlt) => Stop::Hlt,
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                data.fill(0);
+                Stop::Mmio { address, write: false }
+            }
+            Ok(VcpuExit::MmioWrite(address, _)) => Stop::Mmio { address, write: true },
+            Ok(VcpuExit::Intr) => Stop::Interrupted,
+            Ok(exit) => {
+                let exit = format!("{exit:?}");
+                let at = self.fd.get_regs()?.rip;
+                return failed(format!("unexpected exit {exit} at {at:#x}"));
+            }
+            Err(error) if error.errno() == libc::EINTR => Stop::Interrupted,
+            Err(error) => Stop::Error(error.errno()),
+        };
+        Ok(stop)
+    }
+
+    /// Gives the waiting guest a command, and runs it up to the first stop.
+    pub(crate) fn begin(&mut self, code: Code, set: impl FnOnce(&mut kvm_regs)) -> Result<Stop> {
+        let mut regs = self.fd.get_regs()?;
+        set(&mut regs);
+        regs.r15 = boot::code_address(code);
+        self.fd.set_regs(&regs)?;
+        self.resume()
+    }
+
+    /// Runs on until the command has ended, through the exits that are part of it.
+    pub(crate) fn finish(&mut self, mut stop: Stop) -> Result<kvm_regs> {
+        loop {
+            match stop {
+                Stop::Done => return Ok(self.fd.get_regs()?),
+                Stop::Tick | Stop::Hlt => stop = self.resume()?,
+                stop => return failed(format!("the guest stopped with {stop:?}")),
+            }
+        }
+    }
+
+    /// A hypercall with any number; returns RAX.
+    pub(crate) fn raw_hypercall(&mut self, rax: u64, arguments: [u64; 4]) -> Result<i64> {
+        let stop = self.begin(Code::Hypercall, |regs| set_hypercall(regs, rax, arguments))?;
+        Ok(self.finish(stop)?.rax as i64)
+    }
+
+    /// A DLH hypercall; returns RAX.
+    pub(crate) fn hypercall(&mut self, function: u64, rcx: u64, rdx: u64, rsi: u64) -> Result<i64> {
+        self.raw_hypercall(HYPERCALL_NR, [function, rcx, rdx, rsi])
+    }
+
+    /// A DLH hypercall at privilege level 3.
+    pub(crate) fn user_hypercall(&mut self, arguments: [u64; 4]) -> Result<i64> {
+        let stop = self.begin(Code::User, |regs| {
+            set_hypercall(regs, HYPERCALL_NR, arguments);
+            regs.r14 = boot::code_address(Code::UserHypercall);
+        })?;
+        let level = self.fd.get_sregs()?.ss.dpl;
+        if stop != Stop::Done || level != 3 {
+            return failed(format!("a call from user mode stopped with {stop:?} at level {level}"));
+        }
+        let result = self.fd.get_regs()?.rax as i64;
+        self.park()?;
+        Ok(result)
+    }
+
+    /// A DLH hypercall in system management mode; EAX, as that is all of it there.
+    pub(crate) fn smm_hypercall(&mut self, arguments: [u64; 4]) -> Result<i32> {
+        self.fd.smi()?;
+        let stop = self.begin(Code::Server, |regs| set_hypercall(regs, HYPERCALL_NR, arguments))?;
+        let in_smm = u32::from(self.fd.get_kvm_run().flags) & KVM_RUN_X86_SMM != 0;
+        if stop != Stop::Tick || !in_smm {
+            return failed(format!("an SMI stopped with {stop:?}, in SMM: {in_smm}"));
+        }
+        let result = self.fd.get_regs()?.rax as i32;
+        let stop = self.resume()?;
+        if stop != Stop::Done {
+            return failed(format!("on its way out of SMM the guest stopped with {stop:?}"));
+        }
+        Ok(result)
+    }
+
+    /// Makes the guest publish what was staged for `ring` since last time, burn `spins` rounds of a
+    /// loop without an exit of its own, and then make an exit; runs up to the first stop.
+    pub(crate) fn begin_publish(
+        &mut self,
+        ring: &mut Ring,
+        spins: u64,
+        then: Exit,
+    ) -> Result<Stop> {
+        let staged = ring.take_staged();
+        let (gpa, mask, id) = (ring.gpa(), ring.entries() - 1, ring.id());
+        self.begin(Code::Publish, |regs| {
+            regs.rdi = gpa;
+            regs.rsi = boot::STAGING as u64;
+            regs.rcx = staged.count.into();
+            regs.r8 = staged.position.into();
+            regs.r9 = mask.into();
+            regs.rbx = spins;
+            regs.r11 = then.function() as u64;
+            regs.r12 = if then == Exit::Kick { id } else { 0 };
+            regs.r13 = 0;
+            regs.r14 = boot::code_address(then.code());
+        })
+    }
+
+    /// [`Vcpu::begin_publish`] to its end.
+    pub(crate) fn publish(&mut self, ring: &mut Ring, spins: u64, then: Exit) -> Result<Published> {
+        let stop = self.begin_publish(ring, spins, then)?;
+        self.finish_publish(stop)
+    }
+
+    /// Runs what [`Vcpu::begin_publish`] began to its end.
+    pub(crate) fn finish_publish(&mut self, stop: Stop) -> Result<Published> {
+        let regs = self.finish(stop)?;
+        Ok(Published { done: regs.rax as u32, result: regs.r13 as i64 })
+    }
+
+    /// Makes an exit without publishing anything.
+    pub(crate) fn exit(&mut self, kind: Exit) -> Result<()> {
+        // The code reads `done` of a ring at RDI; any mapped memory will do.
+        let stop = self.begin(kind.code(), |regs| {
+            (regs.rdi, regs.r11, regs.r12) = (boot::STAGING as u64, 0, 0);
+        })?;
+        self.finish(stop).map(drop)
+    }
+
+    /// What the guest reads at `gpa`.
+    pub(crate) fn load(&mut self, gpa: u64) -> Result<u32> {
+        let stop = self.begin(Code::ExitCpuid, |regs| regs.rdi = gpa - 64)?;
+        Ok(self.finish(stop)?.rax as u32)
+    }
+
+    /// Lets the guest write at `gpa`.
+    pub(crate) fn store(&mut self, gpa: u64, value: u32) -> Result<()> {
+        // A publication of no entries: only the tail is stored.
+        let stop = self.begin(Code::Publish, |regs| {
+            regs.rdi = gpa;
+            (regs.rcx, regs.rbx) = (0, 0);
+            regs.r8 = value.into();
+            regs.r14 = boot::code_address(Code::Server);
+        })?;
+        self.finish(stop).map(drop)
+    }
+
+    /// Lets the guest produce `count` times the same entry by itself. `on_stop` sees each stop that
+    /// is not an end, and says whether to go on; if not, the vCPU is parked.
+    pub(crate) fn flood(
+        &mut self,
+        ring: &mut Ring,
+        call: &Call,
+        count: u64,
+        mut on_stop: impl FnMut(Stop) -> bool,
+    ) -> Result<Flooded> {
+        let (gpa, mask, cookie, tail) =
+            (ring.gpa(), ring.entries() - 1, ring.cookie().0, ring.tail());
+        let mut stop = self.begin(Code::Flood, |regs| {
+            regs.rdi = gpa;
+            regs.rsi = mask.into();
+            regs.rbp = count;
+            regs.r8 = tail.into();
+            regs.r9 = call.op.0.into();
+            (regs.r10, regs.r11) = (call.arg[0], call.arg[1]);
+            regs.r12 = cookie;
+            regs.r13 = 0;
+        })?;
+        while stop != Stop::Done && on_stop(stop) {
+            stop = self.resume()?;
+        }
+        let regs = self.fd.get_regs()?;
+        if stop != Stop::Done {
+            self.park()?;
+        }
+        let tail = regs.r8 as u32;
+        ring.set_producer_tail(tail);
+        Ok(Flooded { stop, tail, full: regs.r13 })
+    }
+}
+
+fn set_hypercall(regs: &mut kvm_regs, rax: u64, [rbx, rcx, rdx, rsi]: [u64; 4]) {
+    (regs.rax, regs.rbx, regs.rcx, regs.rdx, regs.rsi) = (rax, rbx, rcx, rdx, rsi);
+}

@@ -1,0 +1,221 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A VM with exactly the memory and vCPUs a test asks for.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use kvm_bindings::{kvm_userspace_memory_region, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+
+use crate::boot;
+use crate::ktap::{failed, Result};
+use crate::memory::{Backing, Mapping, PAGE};
+use crate::stats::Stats;
+use crate::vcpu::Vcpu;
+
+/// Where tests put their first memory region, clear of the VM's own low memory.
+pub(crate) const BASE: u64 = 0x1000_0000;
+
+/// What a VM is to be like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct VmConfig {
+    pub(crate) vcpus: usize,
+    /// Whether KVM emulates the interrupt controllers; a halted vCPU then waits in the kernel.
+    pub(crate) irqchip: bool,
+    /// Bytes of ordinary memory at [`BASE`]; more can be added later.
+    pub(crate) memory: usize,
+}
+
+impl Default for VmConfig {
+    fn default() -> Self {
+        Self { vcpus: 1, irqchip: false, memory: 4 << 20 }
+    }
+}
+
+/// A memslot.
+#[derive(Debug)]
+pub(crate) struct Region {
+    slot: u32,
+    pub(crate) gpa: u64,
+    pub(crate) mapping: Arc<Mapping>,
+}
+
+/// Names a region of a VM for as long as it is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Slot(u32);
+
+/// A virtual machine.
+#[derive(Debug)]
+pub(crate) struct Vm {
+    // Fields are dropped in this order.
+    pub(crate) vcpus: Vec<Vcpu>,
+    fd: VmFd,
+    regions: Vec<Region>,
+    low_memory: Arc<Mapping>,
+    next_slot: u32,
+}
+
+impl Vm {
+    /// Makes a VM, its vCPUs waiting for commands.
+    pub(crate) fn new(config: VmConfig) -> Result<Self> {
+        let kvm = Kvm::new()?;
+        let fd = kvm.create_vm()?;
+        fd.set_tss_address(0xfffb_d000)?;
+        if config.irqchip {
+            fd.create_irq_chip()?;
+        }
+        let low_memory = Arc::new(Mapping::new(Backing::Anonymous, boot::LOW_MEMORY)?);
+        boot::write_low_memory(&low_memory);
+        let mut vm = Self { vcpus: Vec::new(), fd, regions: Vec::new(), low_memory, next_slot: 1 };
+        vm.set_slot(0, 0, 0, &vm.low_memory)?;
+        if config.memory != 0 {
+            vm.add_memory(BASE, Mapping::new(Backing::Anonymous, config.memory)?)?;
+        }
+        let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
+        for index in 0..config.vcpus {
+            let vcpu = vm.fd.create_vcpu(index as u64)?;
+            vcpu.set_cpuid2(&cpuid)?;
+            let vcpu = Vcpu::new(vcpu, index)?;
+            vm.vcpus.push(vcpu);
+        }
+        Ok(vm)
+    }
+
+    /// Gives the VM memory at `gpa`.
+    pub(crate) fn add_memory(&mut self, gpa: u64, mapping: Mapping) -> Result<Slot> {
+        self.add_region(gpa, mapping, false)
+    }
+
+    /// Gives the VM memory that it cannot write.
+    pub(crate) fn add_readonly_memory(&mut self, gpa: u64, mapping: Mapping) -> Result<Slot> {
+        self.add_region(gpa, mapping, true)
+    }
+
+    fn add_region(&mut self, gpa: u64, mapping: Mapping, readonly: bool) -> Result<Slot> {
+        let slot = self.next_slot;
+        let mapping = Arc::new(mapping);
+        self.set_slot(slot, gpa, if readonly { KVM_MEM_READONLY } else { 0 }, &mapping)?;
+        self.next_slot += 1;
+        self.regions.push(Region { slot, gpa, mapping });
+        Ok(Slot(slot))
+    }
+
+    /// Deletes a memslot; the memory itself stays for as long as it is used.
+    pub(crate) fn remove_memory(&mut self, slot: Slot) -> Result<Arc<Mapping>> {
+        let index = self.index(slot);
+        let region = self.regions.remove(index);
+        self.delete_slot(region.slot, region.gpa)?;
+        Ok(region.mapping)
+    }
+
+    /// Moves a memslot to another guest-physical address.
+    pub(crate) fn move_memory(&mut self, slot: Slot, gpa: u64) -> Result<()> {
+        let index = self.index(slot);
+        self.set_slot(slot.0, gpa, 0, &self.regions[index].mapping)?;
+        self.regions[index].gpa = gpa;
+        Ok(())
+    }
+
+    /// Unmaps the memory of a memslot that stays. Nothing else may hold on to that memory.
+    pub(crate) fn unmap_memory(&mut self, slot: Slot) -> Result<()> {
+        let index = self.index(slot);
+        match Arc::get_mut(&mut self.regions[index].mapping) {
+            Some(mapping) => Ok(mapping.unmap()?),
+            None => failed("the memory to unmap is still in use"),
+        }
+    }
+
+    /// Lets SMM see the low memory, too.
+    pub(crate) fn enable_smm(&mut self) -> Result<bool> {
+        if !self.fd.check_extension(Cap::X86Smm) {
+            return Ok(false);
+        }
+        // Address space 1, slot 0.
+        self.set_slot(1 << 16, 0, 0, &self.low_memory)?;
+        Ok(true)
+    }
+
+    /// The region with this slot.
+    pub(crate) fn region(&self, slot: Slot) -> &Region {
+        &self.regions[self.index(slot)]
+    }
+
+    /// The slot of the region that holds guest-physical `gpa`.
+    pub(crate) fn slot_at(&self, gpa: u64) -> Result<Slot> {
+        Ok(Slot(self.region_at(gpa)?.slot))
+    }
+
+    /// The memory that holds guest-physical `gpa`, and the offset therein.
+    pub(crate) fn memory_at(&self, gpa: u64) -> Result<(Arc<Mapping>, usize)> {
+        let region = self.region_at(gpa)?;
+        Ok((region.mapping.clone(), (gpa - region.gpa) as usize))
+    }
+
+    /// The low memory, where entries are staged.
+    pub(crate) fn low_memory(&self) -> &Arc<Mapping> {
+        &self.low_memory
+    }
+
+    /// A DLH hypercall on a vCPU; returns RAX.
+    pub(crate) fn hypercall(
+        &mut self,
+        vcpu: usize,
+        function: u64,
+        rcx: u64,
+        rdx: u64,
+        rsi: u64,
+    ) -> Result<i64> {
+        self.vcpus[vcpu].hypercall(function, rcx, rdx, rsi)
+    }
+
+    /// What the module counted for this VM.
+    pub(crate) fn stats(&self) -> Result<Stats> {
+        Stats::read("kvm_dlh", self.fd.as_raw_fd())
+    }
+
+    /// What the bridge counted for this VM.
+    pub(crate) fn bridge_stats(&self) -> Result<Stats> {
+        Stats::read("ksm_bridge", self.fd.as_raw_fd())
+    }
+
+    /// How many exits KVM counted.
+    pub(crate) fn exits(&self) -> Result<u64> {
+        crate::stats::kvm_exits(self.fd.as_raw_fd())
+    }
+
+    fn region_at(&self, gpa: u64) -> Result<&Region> {
+        let holds = |region: &&Region| {
+            (region.gpa..region.gpa + region.mapping.len() as u64).contains(&gpa)
+        };
+        match self.regions.iter().find(holds) {
+            Some(region) => Ok(region),
+            None => failed(format!("no memory at {gpa:#x}")),
+        }
+    }
+
+    fn index(&self, slot: Slot) -> usize {
+        self.regions.iter().position(|region| region.slot == slot.0).expect("the region is there")
+    }
+
+    fn set_slot(&self, slot: u32, gpa: u64, flags: u32, mapping: &Mapping) -> Result<()> {
+        assert!(gpa % PAGE as u64 == 0);
+        let region = kvm_userspace_memory_region {
+            slot,
+            flags,
+            guest_phys_addr: gpa,
+            memory_size: mapping.len() as u64,
+            userspace_addr: mapping.address(),
+        };
+        // SAFETY: The mapping lives as long as the VM, or until the slot is deleted; what the guest
+        // changes there is only read as atomics.
+        Ok(unsafe { self.fd.set_user_memory_region(region) }?)
+    }
+
+    fn delete_slot(&self, slot: u32, gpa: u64) -> Result<()> {
+        let region =
+            kvm_userspace_memory_region { slot, guest_phys_addr: gpa, ..Default::default() };
+        // SAFETY: Takes memory away from the guest.
+        Ok(unsafe { self.fd.set_user_memory_region(region) }?)
+    }
+}
