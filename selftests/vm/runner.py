@@ -133,6 +133,8 @@ def main() -> int:
     arguments = parser.parse_args()
 
     tests = select(arguments.pattern)
+    if not tests:
+        print(f"no test file matches {' '.join(arguments.pattern) or 'selftests/tests/NN-*'}", file=sys.stderr)
     timings: dict[str, float] = json.loads(TIMINGS.read_text()) if TIMINGS.exists() else {}
     if arguments.list:
         for test in tests:
@@ -144,8 +146,8 @@ def main() -> int:
     jobs = min(arguments.jobs or default_jobs(), max(1, len(tests)))
     console = Console(prefixes=jobs > 1)
     started = time.monotonic()
-    with ThreadPoolExecutor(jobs) as pool:
-        outcomes = list(pool.map(lambda test: run_test(test, console, timings.get(test.name)), tests))
+    pool = ThreadPoolExecutor(jobs)
+    outcomes = list(pool.map(lambda test: run_test(test, console, timings.get(test.name)), tests))
     for test, (_, seconds) in zip(tests, outcomes, strict=True):
         if seconds:
             timings[test.name] = round(seconds, 1)
@@ -163,4 +165,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        # At once, without waiting for the threads: the machines end with this process.
+        os._exit(130)
