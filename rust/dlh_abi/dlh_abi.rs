@@ -16,6 +16,7 @@ mod call;
 mod consumer;
 mod entry;
 mod error;
+pub mod header;
 mod producer;
 mod size;
 

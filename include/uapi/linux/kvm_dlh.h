@@ -60,7 +60,8 @@
  *           -> 0. On return every entry that was visible in that ring before the
  *           call has been executed to its end and done says so.
  * CALL, RCX = operation | flags << 16, RDX = arg[0], RSI = arg[1]
- *           -> 0 if accepted: it is executed before this vCPU is entered again.
+ *           -> the status: it has been executed, to its end, before this vCPU is
+ *           entered again.
  */
 #define KVM_DLH_FN_FEATURES		0
 #define KVM_DLH_FN_RING_SETUP		1

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The functions of the hypercall: from registers to checked arguments to one method.
+
+use dlh_abi::{
+    Call, Error as CallError, Function, Gpa, RingSize, Status, ABI_VERSION, FEATURE_CALL, FEATURE_RING,
+};
+use kernel::{prelude::*, sync::Arc};
+use kvm_hooks::HypercallArgs;
+use kvm_vm::Vcpu;
+
+use crate::{host::Host, queue::VmQueue, ring::Ring, stats::Event};
+
+/// Carries out one hypercall; returns RAX. On the vCPU's thread; may sleep.
+pub(crate) fn hypercall(host: &Arc<Host>, vcpu: &Vcpu, args: HypercallArgs) -> i64 {
+    let queue = match host.queue_of(vcpu) {
+        Ok(queue) => queue,
+        Err(e) => return e.to_rax(),
+    };
+    queue.stats().count(Event::Hypercall);
+    match dispatch(host, &queue, vcpu, args) {
+        Ok(rax) => rax,
+        Err(e) => {
+            queue.stats().error(e.into());
+            e.to_rax()
+        }
+    }
+}
+
+fn dispatch(
+    host: &Arc<Host>,
+    queue: &Arc<VmQueue>,
+    vcpu: &Vcpu,
+    HypercallArgs { function, arg }: HypercallArgs,
+) -> Result<i64, CallError> {
+    if vcpu.is_refused() {
+        return Err(CallError::Refused);
+    }
+    match Function::try_from(function)? {
+        Function::Features => {
+            let bits = host.registry().features() | FEATURE_RING | FEATURE_CALL;
+            Ok(i64::from(ABI_VERSION) << 32 | i64::from(bits))
+        }
+        Function::RingSetup => set_up(host, queue, vcpu, arg),
+        Function::RingTeardown => {
+            let id = ring_id(arg[0])?;
+            if queue.remove_ring(id, Some(vcpu)) {
+                Ok(0)
+            } else {
+                Err(CallError::NoRing)
+            }
+        }
+        Function::Kick => {
+            let ring = queue.ring(ring_id(arg[0])?).ok_or(CallError::NoRing)?;
+            queue.stats().count(Event::Kick);
+            ring.kick(vcpu).map(|()| 0)
+        }
+        Function::Call => {
+            let call = Call::from_registers(arg[0], arg[1], arg[2])?;
+            let Status(status) = queue.insert(vcpu.vm(), &call)?;
+            Ok(i64::from(status))
+        }
+    }
+}
+
+fn ring_id(arg: u64) -> Result<u32, CallError> {
+    u32::try_from(arg).map_err(|_| CallError::NoRing)
+}
+
+fn set_up(
+    host: &Arc<Host>,
+    queue: &Arc<VmQueue>,
+    vcpu: &Vcpu,
+    [gpa, entries, flags]: [u64; 3],
+) -> Result<i64, CallError> {
+    if flags != 0 {
+        return Err(CallError::Argument);
+    }
+    let gpa = Gpa(gpa);
+    if !gpa.is_page_aligned() {
+        return Err(CallError::Align);
+    }
+    let size = RingSize::try_from(entries)?;
+    queue.remove_ring(vcpu.index(), Some(vcpu));
+    let ring = Ring::set_up(queue, vcpu, gpa, size)?;
+    host.announce_ring(&ring).map_err(|_| CallError::NoMemory)?;
+    if queue.add_ring(ring.clone()).is_err() {
+        host.forget_ring(&ring);
+        return Err(CallError::NoMemory);
+    }
+    Ok(i64::from(ring.id()))
+}

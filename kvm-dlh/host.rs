@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The module as a whole: which VMs and rings there are, and what the hooks' reports lead to.
+
+use kernel::{
+    new_mutex,
+    prelude::*,
+    rbtree::RBTree,
+    sync::{
+        atomic::{
+            ordering::{Acquire, Relaxed, Release},
+            Atomic,
+        },
+        rcu, Arc, ArcBorrow, Mutex,
+    },
+    task::Task,
+    time::{delay::fsleep, Delta},
+};
+use dlh_abi::Error as CallError;
+use kvm_hooks::{
+    doorbell_barrier, synchronize_tasks, wait_for_task_works, Events, ExitProbes, Hooks, HypercallArgs,
+    Listening, Missing, Table,
+};
+use kvm_registry::{Contexts, Owner, Published, Registry};
+use kvm_vm::{Vcpu, VmKey};
+
+use crate::{
+    debug::{Directory, VmDirectory},
+    functions,
+    queue::VmQueue,
+    ring::Ring,
+};
+
+/// Everything the module knows.
+#[pin_data]
+pub(crate) struct Host {
+    budget: u32,
+    probes: Arc<ExitProbes<Host>>,
+    directory: Directory,
+    /// Rings by vCPU, for the exit path.
+    #[pin]
+    by_vcpu: Table<Ring>,
+    /// Rings by the thread that last ran their vCPU, for the return to the VMM.
+    #[pin]
+    by_task: Table<Ring>,
+    #[pin]
+    registry: Registry<VmQueue>,
+    /// The VMs that have a queue.
+    #[pin]
+    vms: Mutex<RBTree<usize, Member>>,
+    /// VMs by identity, for the end of a VM.
+    #[pin]
+    by_vm: Table<VmQueue>,
+    /// VMs whose end is being dealt with.
+    burials: Atomic<i64>,
+}
+
+struct Member {
+    queue: Arc<VmQueue>,
+    _directory: VmDirectory,
+}
+
+/// Why the module could not start.
+pub(crate) enum StartError {
+    /// A hook point of KVM.
+    Missing(Missing),
+    /// Anything else.
+    Other(Error),
+}
+
+impl From<Missing> for StartError {
+    fn from(missing: Missing) -> Self {
+        Self::Missing(missing)
+    }
+}
+
+impl From<Error> for StartError {
+    fn from(e: Error) -> Self {
+        Self::Other(e)
+    }
+}
+
+/// The module at work.
+pub(crate) struct Running {
+    hooks: Option<Hooks<Host>>,
+    published: Option<Published<Host>>,
+    host: Arc<Host>,
+}
+
+impl Host {
+    /// Attaches the hooks. May sleep.
+    pub(crate) fn start(budget: u32) -> Result<Running, StartError> {
+        let probes = ExitProbes::find()?;
+        let host = Arc::pin_init(
+            try_pin_init!(Self {
+                budget,
+                probes,
+                directory: Directory::new(),
+                by_vcpu <- Table::new(),
+                by_task <- Table::new(),
+                registry <- Registry::new(),
+                vms <- new_mutex!(RBTree::new()),
+                by_vm <- Table::new(),
+                burials: Atomic::new(0),
+            }),
+            GFP_KERNEL,
+        )?;
+        let published = Published::new(host.clone())?;
+        let hooks = Hooks::attach(host.clone())?;
+        Ok(Running { hooks: Some(hooks), published: Some(published), host })
+    }
+
+    /// Entries a drain may execute before the vCPU goes on.
+    pub(crate) fn budget(&self) -> u32 {
+        self.budget
+    }
+
+    /// The operations.
+    pub(crate) fn registry(&self) -> &Registry<VmQueue> {
+        &self.registry
+    }
+
+    /// Has the host hear of exits. May sleep.
+    pub(crate) fn listen(self: &Arc<Self>) -> Result<Listening<Host>> {
+        self.probes.listen(self)
+    }
+
+    /// The queue of the VM of `vcpu`, made if this is the first contact. On the vCPU's thread.
+    pub(crate) fn queue_of(self: &Arc<Self>, vcpu: &Vcpu) -> Result<Arc<VmQueue>, CallError> {
+        {
+            let guard = rcu::read_lock();
+            if let Some(ring) = self.by_vcpu.find(vcpu.key().as_usize(), &guard) {
+                if !ring.queue().is_dead() {
+                    return Ok(ring.queue().clone());
+                }
+            }
+        }
+        let key = vcpu.vm().key().as_usize();
+        let mut vms = self.vms.lock();
+        if let Some(member) = vms.get(&key) {
+            if !member.queue.is_dead() {
+                return Ok(member.queue.clone());
+            }
+        }
+        let no_memory = |_: Error| CallError::NoMemory;
+        let queue = VmQueue::new(self, vcpu.vm()).map_err(no_memory)?;
+        let member = Member {
+            queue: queue.clone(),
+            _directory: self.directory.add(&queue).map_err(no_memory)?,
+        };
+        // A dead VM at the same address is on its way out; it keeps itself until it is buried.
+        let previous = vms
+            .try_create_and_insert(key, member, GFP_KERNEL_ACCOUNT)
+            .map_err(|_| CallError::NoMemory)?;
+        // Shadows the dead one, if any, until that is buried.
+        let found = self.by_vm.insert(key, queue.clone());
+        let failed = if found.is_err() { vms.remove(&key) } else { None };
+        drop(vms);
+        drop((previous, failed));
+        found.map_err(no_memory)?;
+        Ok(queue)
+    }
+
+    /// Has exits of the ring's vCPU lead to it. May sleep.
+    pub(crate) fn announce_ring(&self, ring: &Arc<Ring>) -> Result {
+        self.by_vcpu.insert(ring.vcpu().as_usize(), ring.clone())
+    }
+
+    /// The ring's vCPU is run by another thread now. May sleep.
+    pub(crate) fn follow(&self, ring: &Arc<Ring>, old: usize, new: usize) -> Result {
+        drop(self.by_task.unlink(old, |r| Arc::ptr_eq(r, ring)));
+        self.by_task.insert(new, ring.clone())
+    }
+
+    /// Nothing leads to the ring, which is closed, any more. May sleep.
+    pub(crate) fn forget_ring(&self, ring: &Arc<Ring>) {
+        drop(self.by_vcpu.unlink(ring.vcpu().as_usize(), |r| Arc::ptr_eq(r, ring)));
+        drop(self.by_task.unlink(ring.task(), |r| Arc::ptr_eq(r, ring)));
+    }
+
+    /// A VM has ended; [`Host::bury`] follows. Any context.
+    pub(crate) fn burial_begins(&self) {
+        self.burials.add(1, Relaxed);
+    }
+
+    /// The VM with the lowest key not below `from`.
+    fn next_vm(&self, from: usize) -> Option<(usize, Arc<VmQueue>)> {
+        let vms = self.vms.lock();
+        let cursor = vms.cursor_lower_bound(&from)?;
+        let (key, member) = cursor.current();
+        Some((*key, member.queue.clone()))
+    }
+
+    /// The VM of this queue is gone: everything kept for it goes. May sleep.
+    pub(crate) fn bury(&self, queue: Arc<VmQueue>) {
+        queue.remove_all_rings();
+        self.registry.detach_vm(queue.contexts());
+        let member = {
+            let mut vms = self.vms.lock();
+            let key = queue.key().as_usize();
+            match vms.get(&key) {
+                Some(member) if Arc::ptr_eq(&member.queue, &queue) => vms.remove(&key),
+                _ => None,
+            }
+        };
+        drop(member);
+        drop(self.by_vm.unlink(queue.key().as_usize(), |q| Arc::ptr_eq(q, &queue)));
+        drop(queue);
+        self.burials.fetch_sub(1, Release);
+    }
+}
+
+impl Running {
+    /// Takes the module out of KVM: on return nothing of it runs, or will. May sleep.
+    pub(crate) fn stop(&mut self) {
+        let host = &self.host;
+        if let Some(hooks) = &mut self.hooks {
+            hooks.refuse_hypercalls();
+        }
+        // No operation is registered any more: whoever registers one uses our symbols.
+        self.published = None;
+        // No VM and no ring is added from here on. VMs may still end by themselves.
+        let mut after = 0;
+        while let Some((key, queue)) = host.next_vm(after) {
+            queue.remove_all_rings();
+            after = key + 1;
+        }
+        // The last ring took the probes with it.
+        wait_for_task_works();
+        self.hooks = None;
+        while host.burials.load(Acquire) > 0 {
+            fsleep(Delta::from_millis(1));
+        }
+        loop {
+            let Some((key, queue)) = host.next_vm(0) else { break };
+            drop(host.by_vm.unlink(key, |q| Arc::ptr_eq(q, &queue)));
+            let member = host.vms.lock().remove(&key);
+            drop(member);
+        }
+        doorbell_barrier();
+        synchronize_tasks();
+    }
+}
+
+impl Events for Host {
+    fn hypercall(this: ArcBorrow<'_, Self>, vcpu: &Vcpu, call: HypercallArgs) -> i64 {
+        functions::hypercall(&this.into(), vcpu, call)
+    }
+
+    #[inline]
+    fn exited(&self, vcpu: &Vcpu) {
+        let guard = rcu::read_lock();
+        if let Some(ring) = self.by_vcpu.find(vcpu.key().as_usize(), &guard) {
+            Ring::exited(ring, vcpu);
+        }
+    }
+
+    fn left(&self) {
+        let guard = rcu::read_lock();
+        if let Some(ring) = self.by_task.find(Task::current_raw() as usize, &guard) {
+            Ring::left(ring);
+        }
+    }
+
+    fn destroyed(&self, vm: VmKey) {
+        let guard = rcu::read_lock();
+        let queue = self.by_vm.find(vm.as_usize(), &guard).map(Arc::from);
+        drop(guard);
+        if let Some(queue) = queue {
+            VmQueue::mark_dead(queue);
+        }
+    }
+}
+
+impl Owner for Host {
+    type Feed = VmQueue;
+
+    fn registry(&self) -> &Registry<VmQueue> {
+        &self.registry
+    }
+
+    fn for_each_vm(&self, visit: &dyn Fn(&Contexts)) {
+        for member in self.vms.lock().values() {
+            visit(member.queue.contexts());
+        }
+    }
+}

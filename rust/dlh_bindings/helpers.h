@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What the Rust crates call of the kernel beyond the kernel crate's own bindings: wrappers around
+ * inline functions and macros, one file below helpers/ for each C concept. bindgen reads this header.
+ * No policy lives here: a helper does what one line of C would.
+ */
+#ifndef DLH_BINDINGS_HELPERS_H
+#define DLH_BINDINGS_HELPERS_H
+
+#include <linux/types.h>
+#include <linux/kvm_dlh.h>
+
+struct callback_head;
+struct kvm;
+struct kvm_vcpu;
+struct mm_struct;
+struct page;
+struct tracepoint;
+struct vm_area_struct;
+
+/* helpers/kvm.c: struct kvm and struct kvm_vcpu. */
+struct kvm *dlh_vcpu_kvm(const struct kvm_vcpu *vcpu);
+int dlh_vcpu_idx(const struct kvm_vcpu *vcpu);
+bool dlh_vcpu_in_run(const struct kvm_vcpu *vcpu);
+bool dlh_vcpu_is_refused(const struct kvm_vcpu *vcpu);
+int dlh_kvm_pid(const struct kvm *kvm);
+bool dlh_kvm_is_current(const struct kvm *kvm);
+u64 dlh_kvm_generation(struct kvm *kvm);
+int dlh_kvm_read_lock(struct kvm *kvm);
+void dlh_kvm_read_unlock(struct kvm *kvm, int idx);
+bool dlh_kvm_get_safe(struct kvm *kvm);
+void dlh_kvm_put(struct kvm *kvm);
+
+enum dlh_slot {
+	DLH_SLOT_USABLE,
+	DLH_SLOT_NONE,
+	DLH_SLOT_READONLY,
+	DLH_SLOT_PRIVATE,
+};
+enum dlh_slot dlh_kvm_translate(struct kvm *kvm, u64 gfn, unsigned long *hva, u64 *pages);
+
+/* helpers/hypercall.c: the ftrace hook on the hypercall exit. */
+struct dlh_hypercall {
+	u64 function;
+	u64 arg[3];
+};
+typedef int (*dlh_hypercall_fn)(struct kvm_vcpu *vcpu, int cpl, void *complete);
+int dlh_hypercall_hook(dlh_hypercall_fn entry);
+int dlh_hypercall_unhook(void);
+const char *dlh_hypercall_symbol(void);
+void dlh_hypercall_read(const struct kvm_vcpu *vcpu, struct dlh_hypercall *call);
+void dlh_hypercall_return(struct kvm_vcpu *vcpu, s64 result);
+
+/* helpers/destroy.c: the ftrace hook on the end of a VM. */
+typedef void (*dlh_destroy_fn)(struct kvm *kvm);
+int dlh_destroy_hook(dlh_destroy_fn entry);
+int dlh_destroy_unhook(void);
+const char *dlh_destroy_symbol(void);
+
+/* helpers/tracepoint.c: the probes on the exit path. */
+typedef void (*dlh_exit_fn)(void *data, struct kvm_vcpu *vcpu, u32 isa);
+typedef void (*dlh_left_fn)(void *data, u32 reason, int error);
+struct tracepoint *dlh_tracepoint_left(void);
+int dlh_tracepoint_attach_exit(dlh_exit_fn probe, void *data);
+void dlh_tracepoint_detach_exit(dlh_exit_fn probe, void *data);
+int dlh_tracepoint_attach_left(struct tracepoint *tp, dlh_left_fn probe, void *data);
+void dlh_tracepoint_detach_left(struct tracepoint *tp, dlh_left_fn probe, void *data);
+void dlh_tracepoint_synchronize(void);
+
+/* helpers/task.c: work on the vCPU thread, and what concerns tasks. */
+struct dlh_task_work {
+	void *opaque[2];
+};
+int dlh_task_work_add_current(struct dlh_task_work *work, void (*func)(struct dlh_task_work *));
+void dlh_synchronize_rcu_tasks(void);
+u64 dlh_random_u64(void);
+
+/* helpers/doorbell.c: a word of guest memory that can be read with interrupts off. */
+struct dlh_doorbell;
+struct dlh_doorbell *dlh_doorbell_create(unsigned long hva);
+void dlh_doorbell_destroy(struct dlh_doorbell *bell);
+void dlh_doorbell_barrier(void);
+int dlh_doorbell_rearm(struct dlh_doorbell *bell);
+bool dlh_doorbell_read(const struct dlh_doorbell *bell, u32 *value);
+
+/* helpers/merge.c: what may be released, and the worker that releases it. */
+enum dlh_vma {
+	DLH_VMA_USABLE,
+	DLH_VMA_KIND,
+	DLH_VMA_LOCKED,
+	DLH_VMA_UFFD,
+};
+enum dlh_vma dlh_vma_judge(struct vm_area_struct *vma);
+bool dlh_mm_has_pinned(struct mm_struct *mm);
+unsigned long dlh_unpinned_pages(unsigned long start, unsigned long pages);
+struct vhost_task *dlh_worker_create(bool (*work)(void *), void (*killed)(void *), void *data);
+void dlh_worker_start(struct vhost_task *task);
+void dlh_worker_wake(struct vhost_task *task);
+void dlh_worker_stop(struct vhost_task *task);
+
+/* helpers/guest.c: the guest's hypercall instruction. */
+s64 dlh_guest_hypercall(u64 function, u64 arg0, u64 arg1, u64 arg2);
+bool dlh_guest_on_kvm(void);
+
+#endif

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: GPL-2.0
+/* What may be released of a VMM's memory, and the thread of the VMM that releases it. */
+
+#include <linux/mm.h>
+#include <linux/sched/vhost_task.h>
+#include <linux/userfaultfd_k.h>
+
+#include "../helpers.h"
+
+/* The caller holds the mmap lock. */
+enum dlh_vma dlh_vma_judge(struct vm_area_struct *vma)
+{
+	if (!vma_is_anonymous(vma) ||
+	    vma->vm_flags & (VM_SHARED | VM_MAYSHARE | VM_HUGETLB | VM_PFNMAP | VM_MIXEDMAP | VM_IO))
+		return DLH_VMA_KIND;
+	if (!(vma->vm_flags & VM_WRITE))
+		return DLH_VMA_KIND;
+	if (vma->vm_flags & VM_LOCKED)
+		return DLH_VMA_LOCKED;
+	if (userfaultfd_armed(vma))
+		return DLH_VMA_UFFD;
+	return DLH_VMA_USABLE;
+}
+
+/* Set by the first pin in this mm and never cleared: without it no page of it is pinned. */
+bool dlh_mm_has_pinned(struct mm_struct *mm)
+{
+	return mm_flags_test(MMF_HAS_PINNED, mm);
+}
+
+/*
+ * How many pages from start on, at most pages, are not pinned; the one after them is. Only pages that
+ * are present are looked at, nothing is faulted in: a pinned page is never unmapped for migration or
+ * swap. The caller holds the mmap lock of current->mm.
+ */
+unsigned long dlh_unpinned_pages(unsigned long start, unsigned long pages)
+{
+	unsigned long i;
+
+	for (i = 0; i < pages; i++) {
+		struct page *page;
+		bool pinned;
+
+		if (get_user_pages_fast_only(start + i * PAGE_SIZE, 1, 0, &page) != 1)
+			continue;
+		pinned = folio_maybe_dma_pinned(page_folio(page));
+		put_page(page);
+		if (pinned)
+			break;
+	}
+	return i;
+}
+
+struct vhost_task *dlh_worker_create(bool (*work)(void *), void (*killed)(void *), void *data)
+{
+	return vhost_task_create(work, killed, data, "ksm_bridge");
+}
+
+void dlh_worker_start(struct vhost_task *task)
+{
+	vhost_task_start(task);
+}
+
+void dlh_worker_wake(struct vhost_task *task)
+{
+	vhost_task_wake(task);
+}
+
+void dlh_worker_stop(struct vhost_task *task)
+{
+	vhost_task_stop(task);
+}

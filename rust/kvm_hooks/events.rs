@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the hooks report, and what is reported when one cannot be made.
+
+use kernel::{prelude::*, str::CStr, sync::ArcBorrow};
+use kvm_vm::{Vcpu, VmKey};
+
+use crate::HypercallArgs;
+
+/// The receiver of everything the hooks see.
+pub trait Events: Send + Sync + Sized + 'static {
+    /// A DLH hypercall at CPL 0. Returns what the guest finds in RAX.
+    ///
+    /// # Context
+    ///
+    /// On the vCPU's thread inside KVM_RUN; may sleep; `kvm->srcu` is held for reading.
+    fn hypercall(this: ArcBorrow<'_, Self>, vcpu: &Vcpu, call: HypercallArgs) -> i64;
+
+    /// The guest of this vCPU has just exited.
+    ///
+    /// # Context
+    ///
+    /// On the vCPU's thread; interrupts off; the guest's PKRU is loaded, so user memory must not be
+    /// touched; no locks may be taken.
+    fn exited(&self, vcpu: &Vcpu);
+
+    /// The current task is about to return from KVM_RUN to its VMM.
+    ///
+    /// # Context
+    ///
+    /// On the vCPU's thread; preemption off; spin locks may be taken.
+    fn left(&self);
+
+    /// KVM is destroying this VM: its key may be reused once this has returned.
+    ///
+    /// # Context
+    ///
+    /// Inside ftrace: must not sleep; spin locks may be taken.
+    fn destroyed(&self, vm: VmKey);
+}
+
+/// A hook that could not be made.
+#[derive(Debug)]
+pub struct Missing {
+    /// The function or tracepoint of KVM.
+    pub name: &'static CStr,
+    /// `ENOENT`: this kernel has none of that name; `EBUSY`: somebody else owns it; others as ftrace
+    /// reports them.
+    pub error: Error,
+}

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The hypercall exit and the end of a VM, by ftrace.
+//!
+//! ftrace sends our hypercalls, and only ours, from `____kvm_emulate_hypercall` to [`hypercall_entry`];
+//! `kvm_arch_destroy_vm` merely reports to [`destroy_entry`].
+
+use core::{
+    ffi::c_void,
+    marker::PhantomData,
+    ptr::{null_mut, NonNull},
+    sync::atomic::{AtomicPtr, Ordering},
+};
+
+use dlh_bindings as bindings;
+use kernel::{
+    error::to_result,
+    prelude::*,
+    str::CStr,
+    sync::{Arc, Srcu},
+};
+use kvm_vm::{Vcpu, Vm};
+
+use crate::{Events, Missing};
+
+/// The registers of a DLH hypercall.
+#[derive(Clone, Copy, Debug)]
+pub struct HypercallArgs {
+    /// RBX: the function.
+    pub function: u64,
+    /// RCX, RDX, RSI.
+    pub arg: [u64; 3],
+}
+
+/// What the entries below find when KVM calls them.
+struct Target<E> {
+    events: Arc<E>,
+    in_flight: Pin<KBox<Srcu>>,
+}
+
+/// The target of the one registration there can be; null while there is none.
+static TARGET: AtomicPtr<c_void> = AtomicPtr::new(null_mut());
+
+/// The hypercall hook and the destruction hook, attached.
+///
+/// # Invariants
+///
+/// While the hooks are attached `TARGET` points to `target`, whose events are of type `E`, and the
+/// entries registered are those for `E`. The hypercall hook is attached exactly while `hypercalls`.
+pub struct Hooks<E: Events> {
+    target: NonNull<Target<E>>,
+    hypercalls: bool,
+    _owns: PhantomData<Target<E>>,
+}
+
+// SAFETY: The target is shared between threads already; unhooking may be done by any of them.
+unsafe impl<E: Events> Send for Hooks<E> {}
+// SAFETY: There are no methods on a shared reference.
+unsafe impl<E: Events> Sync for Hooks<E> {}
+
+impl<E: Events> Hooks<E> {
+    /// Attaches both hooks. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// Names the hook that could not be made; the other one is gone again then.
+    pub fn attach(events: Arc<E>) -> Result<Self, Missing> {
+        let hypercall = |error| Missing { name: symbol(bindings::dlh_hypercall_symbol), error };
+        let destroy = |error| Missing { name: symbol(bindings::dlh_destroy_symbol), error };
+
+        let in_flight = KBox::pin_init(
+            Srcu::new(c"kvm_dlh_hypercall", kernel::static_lock_class!()),
+            GFP_KERNEL,
+        )
+        .map_err(hypercall)?;
+        let target = KBox::new(Target { events, in_flight }, GFP_KERNEL)
+            .map_err(|e| hypercall(e.into()))?;
+        let target = KBox::into_raw(target);
+        // Two registrations at once would mix up their types.
+        if TARGET
+            .compare_exchange(null_mut(), target.cast(), Ordering::AcqRel, Ordering::Acquire)
+            .is_err()
+        {
+            // SAFETY: Just made from a box and not published.
+            drop(unsafe { KBox::from_raw(target) });
+            return Err(hypercall(EBUSY));
+        }
+        let forget = || {
+            TARGET.store(null_mut(), Ordering::Release);
+            // SAFETY: Made from a box above; no hook is attached that could use it.
+            drop(unsafe { KBox::from_raw(target) });
+        };
+
+        // SAFETY: The entry is for `E`, as is `TARGET`, which stays until the hook is gone.
+        if let Err(e) = to_result(unsafe { bindings::dlh_destroy_hook(Some(destroy_entry::<E>)) }) {
+            forget();
+            return Err(destroy(e));
+        }
+        // SAFETY: As above.
+        let hooked = unsafe { bindings::dlh_hypercall_hook(Some(hypercall_entry::<E>)) };
+        if let Err(e) = to_result(hooked) {
+            // SAFETY: The hook is attached. When this returns no CPU is inside it: ftrace waits.
+            unsafe { bindings::dlh_destroy_unhook() };
+            forget();
+            return Err(hypercall(e));
+        }
+        // INVARIANT: Both are attached; `TARGET` was set above. A box is never null.
+        // SAFETY: From a box.
+        let target = unsafe { NonNull::new_unchecked(target) };
+        Ok(Self { target, hypercalls: true, _owns: PhantomData })
+    }
+
+    /// Detaches the hypercall hook: on return no hypercall is in the module's hands, and none will be.
+    /// The end of VMs goes on being reported. May sleep.
+    pub fn refuse_hypercalls(&mut self) {
+        if !core::mem::take(&mut self.hypercalls) {
+            return;
+        }
+        // SAFETY: By the type invariant the hook is attached; ftrace waits until no task is about to
+        // call the entry (synchronize_rcu_tasks), unless it sleeps inside it.
+        unsafe { bindings::dlh_hypercall_unhook() };
+        // Those that sleep inside it hold this.
+        // SAFETY: By the type invariant the target is valid.
+        unsafe { self.target.as_ref() }.in_flight.synchronize();
+        // Those that have let go of it may still be at the entry's last instructions.
+        crate::synchronize_tasks();
+    }
+}
+
+impl<E: Events> Drop for Hooks<E> {
+    /// Detaches both hooks. May sleep.
+    fn drop(&mut self) {
+        self.refuse_hypercalls();
+        // SAFETY: By the type invariant the hook is attached; ftrace waits for those inside it.
+        unsafe { bindings::dlh_destroy_unhook() };
+        TARGET.store(null_mut(), Ordering::Release);
+        // SAFETY: Made from a box in `attach`; neither entry can be running or start.
+        drop(unsafe { KBox::from_raw(self.target.as_ptr()) });
+    }
+}
+
+fn symbol(name: unsafe extern "C" fn() -> *const kernel::ffi::c_char) -> &'static CStr {
+    // SAFETY: The helpers return string literals.
+    unsafe { CStr::from_char_ptr(name()) }
+}
+
+/// Stands in for `____kvm_emulate_hypercall(vcpu, cpl, complete)`: 1 tells KVM to pass on the result.
+unsafe extern "C" fn hypercall_entry<E: Events>(
+    vcpu: *mut bindings::kvm_vcpu,
+    _cpl: i32,
+    _complete: *mut c_void,
+) -> i32 {
+    // SAFETY: Set to a `Target<E>` before this entry was hooked, and valid until it is unhooked and no
+    // task is inside it: unhooking waits for tasks before, within and after the section below.
+    let target = unsafe { &*TARGET.load(Ordering::Acquire).cast::<Target<E>>() };
+    let _in_flight = target.in_flight.read_lock();
+    // SAFETY: KVM calls on the thread that runs this vCPU.
+    let handle = unsafe { Vcpu::from_raw(vcpu) };
+    let mut call = bindings::dlh_hypercall::default();
+    // SAFETY: The vCPU is loaded on this thread, so its registers are current.
+    unsafe { bindings::dlh_hypercall_read(vcpu, &mut call) };
+    let args = HypercallArgs { function: call.function, arg: call.arg };
+    let result = E::hypercall(target.events.as_arc_borrow(), handle, args);
+    // SAFETY: As above; `vcpu->run` belongs to this thread while it is in KVM_RUN.
+    unsafe { bindings::dlh_hypercall_return(vcpu, result) };
+    1
+}
+
+unsafe extern "C" fn destroy_entry<E: Events>(kvm: *mut bindings::kvm) {
+    // SAFETY: As in `hypercall_entry`; ftrace waits for callbacks to return before unhooking ends.
+    let target = unsafe { &*TARGET.load(Ordering::Acquire).cast::<Target<E>>() };
+    // SAFETY: KVM frees it only after the function that was hooked.
+    target.events.destroyed(unsafe { Vm::from_raw(kvm) }.key());
+}

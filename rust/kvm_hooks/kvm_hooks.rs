@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Where the host module meets KVM: the hypercall exit, the exit path, the end of a VM; and what runs
+//! there: work on the vCPU thread, a doorbell that may be read with interrupts off, and a table to
+//! find things by vCPU.
+//!
+//! Nothing of KVM is patched: the hooks are ftrace's and the tracepoints' own.
+
+mod doorbell;
+mod events;
+mod exit;
+mod hypercall;
+mod table;
+mod task_work;
+
+pub use doorbell::{barrier as doorbell_barrier, Doorbell};
+pub use events::{Events, Missing};
+pub use exit::{ExitProbes, Listening};
+pub use hypercall::{Hooks, HypercallArgs};
+pub use table::{Table, Unlinked};
+pub use task_work::{wait_for_task_works, Deferred, TaskWork};
+
+use dlh_abi::Cookie;
+use dlh_bindings as bindings;
+
+/// A fresh secret for a ring; never 0, which is what cleared memory holds. Any context.
+pub fn random_cookie() -> Cookie {
+    // SAFETY: May be called anywhere.
+    Cookie(unsafe { bindings::dlh_random_u64() } | 1)
+}
+
+/// Waits until no task is at the last instructions of a function of this module that has slept: task
+/// work, works, hypercalls. May sleep.
+pub fn synchronize_tasks() {
+    // SAFETY: May sleep here.
+    unsafe { bindings::dlh_synchronize_rcu_tasks() }
+}

@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Deferrable operations, from the side of the module that provides one.
+//!
+//! C header: `include/linux/kvm_dlh.h`, which says in which context each callback runs.
+
+use core::{ffi::c_void, marker::PhantomData, mem::ManuallyDrop, pin::Pin};
+
+use dlh_abi::{Error as CallError, Operation as Number, Status};
+use dlh_bindings as bindings;
+use kernel::{
+    error::{from_result, to_result},
+    prelude::*,
+    sync::{Arc, ArcBorrow},
+    ThisModule,
+};
+use kvm_vm::Vm;
+
+/// One call that has been accepted and not been completed.
+///
+/// The guest waits until it is completed, so it must not be kept for long; dropping it completes it
+/// as declined ([`CallError::Gone`]).
+pub struct Token(bindings::kvm_dlh_token);
+
+// SAFETY: The interface lets any thread complete a token.
+unsafe impl Send for Token {}
+
+impl Token {
+    /// Completes the call. May take a mutex.
+    pub fn complete(self, status: Status) {
+        let raw = ManuallyDrop::new(self).0;
+        // SAFETY: A token is completed at most once: it has just been consumed.
+        unsafe { bindings::kvm_dlh_complete(raw, status.0) }
+    }
+}
+
+impl Drop for Token {
+    fn drop(&mut self) {
+        // SAFETY: Not completed before, or `drop` would not run.
+        unsafe { bindings::kvm_dlh_complete(self.0, Status::from(CallError::Gone).0) }
+    }
+}
+
+/// What became of a call.
+pub enum Outcome {
+    /// It is finished; the token goes back.
+    Finished(Token, Status),
+    /// The token was kept, and will be completed.
+    Pending,
+}
+
+/// A deferrable operation.
+pub trait Operation: 'static {
+    /// Its number.
+    const NUMBER: Number;
+    /// The feature bits guests see while it is registered.
+    const FEATURE: u32;
+    /// What it keeps for each VM.
+    type Context: Send + Sync + 'static;
+
+    /// Makes the context, at the first call in a VM. On a thread of the VMM; may sleep.
+    fn attach(vm: &Vm) -> Result<Arc<Self::Context>>;
+
+    /// Executes one call, whose arguments are the guest's and unchecked. On a thread of the VMM; may
+    /// sleep, but the vCPU waits for it.
+    fn execute(
+        context: ArcBorrow<'_, Self::Context>,
+        vm: &Vm,
+        arg: [u64; 2],
+        token: Token,
+    ) -> Outcome;
+
+    /// The VM or the operation goes away: completes every token that is still held. May sleep.
+    fn detach(context: Arc<Self::Context>);
+}
+
+/// A registered operation; dropping it unregisters, which waits until no callback runs.
+///
+/// # Invariants
+///
+/// `ops` is registered with kvm_dlh.ko.
+pub struct Registration<T: Operation> {
+    ops: Pin<KBox<bindings::kvm_dlh_ops>>,
+    _operation: PhantomData<fn() -> T>,
+}
+
+// SAFETY: Registering and unregistering may happen on different threads.
+unsafe impl<T: Operation> Send for Registration<T> {}
+// SAFETY: There are no methods on a shared reference.
+unsafe impl<T: Operation> Sync for Registration<T> {}
+
+impl<T: Operation> Registration<T> {
+    /// Registers the operation.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY`: the number is taken; `EINVAL`: it is out of range.
+    pub fn new(module: &'static ThisModule) -> Result<Self> {
+        let ops = KBox::pin(
+            bindings::kvm_dlh_ops {
+                version: bindings::KVM_DLH_OPS_VERSION,
+                number: T::NUMBER.0,
+                feature: T::FEATURE,
+                owner: module.as_ptr().cast(),
+                attach: Some(attach::<T>),
+                detach: Some(detach::<T>),
+                execute: Some(execute::<T>),
+            },
+            GFP_KERNEL,
+        )?;
+        // SAFETY: The table stays in place until `drop` has unregistered it, and its callbacks keep
+        // the interface's contract.
+        to_result(unsafe { bindings::kvm_dlh_register_ops(&*ops) })?;
+        // INVARIANT: Just registered.
+        Ok(Self { ops, _operation: PhantomData })
+    }
+}
+
+impl<T: Operation> Drop for Registration<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::kvm_dlh_unregister_ops(&*self.ops) }
+    }
+}
+
+unsafe extern "C" fn attach<T: Operation>(
+    kvm: *mut bindings::kvm,
+    context: *mut *mut c_void,
+) -> i32 {
+    from_result(|| {
+        // SAFETY: The interface passes a live VM.
+        let made = T::attach(unsafe { Vm::from_raw(kvm) })?;
+        // SAFETY: The interface passes a place for it; it comes back in `detach`.
+        unsafe { *context = Arc::into_raw(made).cast_mut().cast() };
+        Ok(0)
+    })
+}
+
+unsafe extern "C" fn detach<T: Operation>(context: *mut c_void) {
+    // SAFETY: Made in `attach`, and handed back once.
+    T::detach(unsafe { Arc::from_raw(context.cast::<T::Context>()) });
+}
+
+unsafe extern "C" fn execute<T: Operation>(
+    context: *mut c_void,
+    kvm: *mut bindings::kvm,
+    arg: *const u64,
+    token: bindings::kvm_dlh_token,
+) -> i32 {
+    // SAFETY: Made in `attach` and not detached while this runs.
+    let context = unsafe { ArcBorrow::from_raw(context.cast::<T::Context>()) };
+    // SAFETY: The interface passes two words, private to this call.
+    let arg = unsafe { [*arg, *arg.add(1)] };
+    // SAFETY: The interface passes a live VM.
+    let vm = unsafe { Vm::from_raw(kvm) };
+    match T::execute(context, vm, arg, Token(token)) {
+        Outcome::Finished(token, status) => {
+            // The return value completes it.
+            let _ = ManuallyDrop::new(token);
+            status.0
+        }
+        Outcome::Pending => bindings::KVM_DLH_PENDING as i32,
+    }
+}

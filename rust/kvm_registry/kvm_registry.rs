@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Deferrable operations, from the side of kvm_dlh.ko: who provides which, and calling them.
+//!
+//! C header: `include/linux/kvm_dlh.h`. Its three functions are below; `helpers/exports.c` exports them.
+//!
+//! # Locking
+//!
+//! An operation is called under `Registry::calls` (SRCU). Unregistering clears the slot, waits for the
+//! calls that may have seen it, detaches it from every VM, and waits once more for those that were
+//! detaching it on their own because a VM ended.
+
+mod contexts;
+mod exports;
+
+use core::{
+    marker::PhantomData,
+    ptr::null_mut,
+    sync::atomic::{AtomicPtr, Ordering},
+};
+
+use dlh_abi::{Call, Error as CallError, Status};
+use dlh_bindings as bindings;
+use kernel::{
+    new_mutex,
+    prelude::*,
+    sync::{Arc, Mutex, Srcu},
+};
+use kvm_vm::Vm;
+
+pub use contexts::Contexts;
+pub use exports::{Owner, Published};
+
+/// Numbers of operations are below this.
+pub const MAX_OPERATIONS: usize = bindings::KVM_DLH_MAX_OPS as usize;
+
+/// Where calls come from, and where their completion goes.
+pub trait Feed: Send + Sync + Sized + 'static {
+    /// The call that was handed over as `call` is finished. May sleep.
+    fn complete(this: Arc<Self>, call: u64, status: Status);
+}
+
+/// What became of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Finished.
+    Finished(Status),
+    /// [`Feed::complete`] will be called, or has been already.
+    Pending,
+}
+
+/// The operations that are registered, and who is told when one goes.
+#[pin_data]
+pub struct Registry<F: Feed> {
+    slots: [AtomicPtr<bindings::kvm_dlh_ops>; MAX_OPERATIONS],
+    #[pin]
+    changes: Mutex<()>,
+    #[pin]
+    calls: Srcu,
+    _feed: PhantomData<fn(F)>,
+}
+
+impl<F: Feed> Registry<F> {
+    /// A registry without operations.
+    pub fn new() -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            slots: [const { AtomicPtr::new(null_mut()) }; MAX_OPERATIONS],
+            changes <- new_mutex!(()),
+            calls <- Srcu::new(c"kvm_dlh_operations", kernel::static_lock_class!()),
+            _feed: PhantomData,
+        })
+    }
+
+    /// The feature bits of all operations. May sleep.
+    pub fn features(&self) -> u32 {
+        let _calls = self.calls.read_lock();
+        self.slots.iter().fold(0, |bits, slot| {
+            // SAFETY: A table in a slot is valid while the read lock is held.
+            bits | unsafe { slot.load(Ordering::Acquire).as_ref() }.map_or(0, |ops| ops.feature)
+        })
+    }
+
+    /// Executes `call` for `vm`, whose contexts are `contexts`. `feed` hears of its completion as
+    /// call number `id` if it is pending.
+    ///
+    /// # Context
+    ///
+    /// A thread of the VMM; may sleep.
+    pub fn execute(
+        &self,
+        contexts: &Contexts,
+        vm: &Vm,
+        call: &Call,
+        feed: &Arc<F>,
+        id: u64,
+    ) -> Outcome {
+        let refused = |e: CallError| Outcome::Finished(e.into());
+        let Some(slot) = self.slots.get(usize::from(call.op.0)) else {
+            return refused(CallError::Operation);
+        };
+        let _calls = self.calls.read_lock();
+        let raw = slot.load(Ordering::Acquire);
+        // SAFETY: A table in a slot is valid while the read lock is held.
+        let Some(ops) = (unsafe { raw.as_ref() }) else {
+            return refused(CallError::Operation);
+        };
+        let Some(context) = contexts.get(ops, vm) else {
+            return refused(CallError::NoMemory);
+        };
+        let Some(execute) = ops.execute else {
+            return refused(CallError::Operation);
+        };
+        // Owned by the token until it is completed.
+        let feed = Arc::into_raw(feed.clone());
+        let token = bindings::kvm_dlh_token { feed: feed.cast_mut().cast(), call: id };
+        // SAFETY: The context is this operation's for this VM; the arguments are two words of our copy.
+        let result = unsafe { execute(context, vm.as_ptr(), call.arg.as_ptr(), token) };
+        if result == bindings::KVM_DLH_PENDING as i32 {
+            return Outcome::Pending;
+        }
+        // SAFETY: Any other value gives the token back.
+        drop(unsafe { Arc::from_raw(feed) });
+        // A foreign module may return anything; what is not an error is success.
+        Outcome::Finished(Status(result.min(0)))
+    }
+
+    /// Detaches every operation from a VM that has ended, or whose queue goes. May sleep.
+    pub fn detach_vm(&self, contexts: &Contexts) {
+        let _calls = self.calls.read_lock();
+        for number in 0..MAX_OPERATIONS {
+            contexts.detach(number);
+        }
+    }
+
+    fn register(&self, ops: &bindings::kvm_dlh_ops) -> Result {
+        let number = usize::from(ops.number);
+        let complete = ops.attach.is_some() && ops.detach.is_some() && ops.execute.is_some();
+        if ops.version != bindings::KVM_DLH_OPS_VERSION || number == 0 || !complete {
+            return Err(EINVAL);
+        }
+        let slot = self.slots.get(number).ok_or(EINVAL)?;
+        let _changes = self.changes.lock();
+        if !slot.load(Ordering::Relaxed).is_null() {
+            return Err(EBUSY);
+        }
+        slot.store(core::ptr::from_ref(ops).cast_mut(), Ordering::Release);
+        Ok(())
+    }
+
+    fn unregister(&self, ops: *const bindings::kvm_dlh_ops, for_each_vm: impl Fn(&dyn Fn(&Contexts))) {
+        let _changes = self.changes.lock();
+        let found = self
+            .slots
+            .iter()
+            .position(|slot| core::ptr::eq(slot.load(Ordering::Relaxed), ops));
+        let Some(number) = found else { return };
+        self.slots[number].store(null_mut(), Ordering::Release);
+        self.calls.synchronize();
+        for_each_vm(&|contexts| contexts.detach(number));
+        self.calls.synchronize();
+    }
+}
+
+/// Completes a token that was handed out by [`Registry::execute`].
+///
+/// # Safety
+///
+/// `token` came from a registry with the same `F`, and is completed for the first time.
+unsafe fn complete<F: Feed>(token: bindings::kvm_dlh_token, status: i32) {
+    // SAFETY: By the caller's promise the token owns a count.
+    let feed = unsafe { Arc::from_raw(token.feed.cast::<F>()) };
+    F::complete(feed, token.call, Status(status.min(0)));
+}

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! From guest frames to addresses of the VMM, through the memslots.
+
+use dlh_abi::{Gfn, GfnRange};
+use dlh_bindings as bindings;
+use kernel::types::NotThreadSafe;
+
+use crate::Vm;
+
+/// An address in the VMM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Hva(pub usize);
+
+/// Why guest frames cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotError {
+    /// No memslot of address space 0 that the VMM made.
+    None,
+    /// The slot is read-only.
+    ReadOnly,
+    /// The slot is backed by guest_memfd.
+    Private,
+}
+
+/// Guest frames and where they lie in the VMM, within one memslot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The frames.
+    pub frames: GfnRange,
+    /// The address of the first byte.
+    pub hva: Hva,
+}
+
+/// The memslots of a VM, locked for reading.
+///
+/// # Invariants
+///
+/// `index` is what `srcu_read_lock` of this VM's `srcu` returned, and has not been given back.
+pub struct Memslots<'a> {
+    vm: &'a Vm,
+    index: i32,
+    _context: NotThreadSafe,
+}
+
+impl<'a> Memslots<'a> {
+    pub(crate) fn lock(vm: &'a Vm) -> Self {
+        // SAFETY: The VM is allocated, so its srcu_struct is initialised.
+        let index = unsafe { bindings::dlh_kvm_read_lock(vm.as_ptr()) };
+        // INVARIANT: Just locked.
+        Self { vm, index, _context: NotThreadSafe }
+    }
+
+    /// The VM whose memslots these are.
+    pub fn vm(&self) -> &'a Vm {
+        self.vm
+    }
+
+    /// As much of `frames`, from its start, as lies in one usable memslot.
+    pub fn translate(&self, frames: GfnRange) -> Result<Span, SlotError> {
+        let (hva, pages) = self.lookup(frames.start())?;
+        let pages = pages.min(frames.pages());
+        // The slot has at least the page that was looked up, so this cannot fail.
+        let frames = GfnRange::new(frames.start(), pages).map_err(|_| SlotError::None)?;
+        Ok(Span { frames, hva })
+    }
+
+    /// Like [`Memslots::translate`], but all of `frames` or nothing.
+    pub fn translate_all(&self, frames: GfnRange) -> Result<Span, SlotError> {
+        let span = self.translate(frames)?;
+        if span.frames == frames {
+            Ok(span)
+        } else {
+            Err(SlotError::None)
+        }
+    }
+
+    fn lookup(&self, gfn: Gfn) -> Result<(Hva, u64), SlotError> {
+        let (mut hva, mut pages) = (0, 0);
+        // SAFETY: By the type invariant the srcu read lock is held.
+        let kind = unsafe {
+            bindings::dlh_kvm_translate(self.vm.as_ptr(), gfn.0, &mut hva, &mut pages)
+        };
+        match kind {
+            bindings::dlh_slot_DLH_SLOT_USABLE => Ok((Hva(hva), pages)),
+            bindings::dlh_slot_DLH_SLOT_READONLY => Err(SlotError::ReadOnly),
+            bindings::dlh_slot_DLH_SLOT_PRIVATE => Err(SlotError::Private),
+            _ => Err(SlotError::None),
+        }
+    }
+}
+
+impl Drop for Memslots<'_> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the lock is held with this index.
+        unsafe { bindings::dlh_kvm_read_unlock(self.vm.as_ptr(), self.index) }
+    }
+}

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `struct kvm`.
+
+use core::{ops::Deref, ptr::NonNull};
+
+use dlh_bindings as bindings;
+use kernel::types::Opaque;
+
+use crate::Memslots;
+
+/// The identity of a VM: good for comparing and looking up, never for reaching it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VmKey(usize);
+
+impl VmKey {
+    /// A number that is distinct among the VMs that exist at the same time.
+    #[inline]
+    pub fn as_usize(self) -> usize {
+        self.0
+    }
+}
+
+/// A VM.
+///
+/// # Invariants
+///
+/// Wraps a `struct kvm` that stays allocated as long as the reference to it lives: it came from a
+/// vCPU that runs, from KVM's own callback, or from a [`VmRef`].
+#[repr(transparent)]
+pub struct Vm(Opaque<bindings::kvm>);
+
+// SAFETY: Every method is a read of fields KVM lets any thread read, or takes KVM's own locks.
+unsafe impl Sync for Vm {}
+// SAFETY: As above; a `struct kvm` belongs to no thread.
+unsafe impl Send for Vm {}
+
+impl Vm {
+    /// # Safety
+    ///
+    /// `kvm` points to a `struct kvm` that stays allocated for `'a`.
+    #[inline]
+    pub unsafe fn from_raw<'a>(kvm: *mut bindings::kvm) -> &'a Self {
+        // SAFETY: By the caller's promise; `Vm` is transparent over `Opaque<kvm>`.
+        unsafe { &*kvm.cast() }
+    }
+
+    /// The C object.
+    #[inline]
+    pub fn as_ptr(&self) -> *mut bindings::kvm {
+        self.0.get()
+    }
+
+    /// The VM's identity.
+    #[inline]
+    pub fn key(&self) -> VmKey {
+        VmKey(self.as_ptr() as usize)
+    }
+
+    /// The pid of the VMM, as in the names of KVM's own debugfs directories.
+    pub fn pid(&self) -> i32 {
+        // SAFETY: By the type invariant; the field is written once, at creation.
+        unsafe { bindings::dlh_kvm_pid(self.as_ptr()) }
+    }
+
+    /// Whether the current task has the address space of the VMM.
+    pub fn is_current(&self) -> bool {
+        // SAFETY: By the type invariant; `kvm->mm` is written once, at creation.
+        unsafe { bindings::dlh_kvm_is_current(self.as_ptr()) }
+    }
+
+    /// A number that changes whenever a memslot does. Any context.
+    #[inline]
+    pub fn generation(&self) -> u64 {
+        // SAFETY: By the type invariant; the memslots are embedded in `struct kvm`.
+        unsafe { bindings::dlh_kvm_generation(self.as_ptr()) }
+    }
+
+    /// Locks the memslots for reading (`kvm->srcu`). May sleep while it is held; whoever changes a
+    /// memslot waits for the guard to be dropped.
+    pub fn memslots(&self) -> Memslots<'_> {
+        Memslots::lock(self)
+    }
+
+    /// A counted reference, or `None` if the VM is already being destroyed. Any context.
+    #[inline]
+    pub fn try_get(&self) -> Option<VmRef> {
+        // SAFETY: By the type invariant.
+        if !unsafe { bindings::dlh_kvm_get_safe(self.as_ptr()) } {
+            return None;
+        }
+        // INVARIANT: The count was just raised.
+        Some(VmRef(NonNull::from(self)))
+    }
+}
+
+/// A counted reference to a VM (`kvm_get_kvm`).
+///
+/// # Invariants
+///
+/// Owns one count of the VM's `users_count`.
+///
+/// # Context
+///
+/// Dropping it may destroy the VM, which sleeps.
+pub struct VmRef(NonNull<Vm>);
+
+// SAFETY: The count may be released on any thread.
+unsafe impl Send for VmRef {}
+// SAFETY: `Vm` is `Sync`.
+unsafe impl Sync for VmRef {}
+
+impl Deref for VmRef {
+    type Target = Vm;
+
+    #[inline]
+    fn deref(&self) -> &Vm {
+        // SAFETY: By the type invariant the VM is alive.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl Drop for VmRef {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant this count is ours to give back.
+        unsafe { bindings::dlh_kvm_put(self.as_ptr()) }
+    }
+}
