@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from .agent import Agent, AgentTimeout, Result
 from .initramfs import Initramfs, ModuleTree
@@ -211,7 +211,7 @@ class Guest:
         self.process.wait()
         self._directory.cleanup()
 
-    def __enter__(self) -> Guest:
+    def __enter__(self) -> Self:
         try:
             self.wait_ready()
         except BaseException:
@@ -265,12 +265,9 @@ def _write_initramfs(
         if name.endswith(".ko"):
             image.add_module(Path(name), " ".join(arguments))
         else:
-            *needed, path = tree.load_order([name]) or [None]
-            for dependency in needed:
-                assert dependency is not None
-                image.add_module(dependency)
-            if path is not None:
-                image.add_module(path, " ".join(arguments))
+            for path in tree.load_order([name]):
+                own = path.name.split(".ko")[0].replace("-", "_") == name.replace("-", "_")
+                image.add_module(path, " ".join(arguments) if own else "")
     for binary in map(Path, binaries):
         image.add(f"bin/{binary.name}", binary.read_bytes(), 0o755)
     for where, source in files.items():

@@ -46,8 +46,10 @@ class Test:
                 match key:
                     case "smp":
                         options = replace(options, smp=int(value))
-                    case "mem" | "append":
-                        options = replace(options, **{key: value})
+                    case "mem":
+                        options = replace(options, mem=value)
+                    case "append":
+                        options = replace(options, append=value)
                     case "timeout":
                         options = replace(options, timeout=float(value))
                     case "icount" if value in ("yes", "no"):
@@ -138,8 +140,8 @@ def main() -> int:
     timings: dict[str, float] = json.loads(TIMINGS.read_text()) if TIMINGS.exists() else {}
     if arguments.list:
         for test in tests:
-            seconds = f"{timings[test.name]:.0f} s" if test.name in timings else "never ran here"
-            print(f"{test.name:30} {seconds}")
+            last = f"{timings[test.name]:.0f} s" if test.name in timings else "never ran here"
+            print(f"{test.name:30} {last}")
         return 0
 
     RESULTS.mkdir(parents=True, exist_ok=True)
