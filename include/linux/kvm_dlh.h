@@ -49,7 +49,7 @@ struct kvm_dlh_ops {
 	u16 number;
 	u32 feature;
 	struct module *owner;
-	int (*attach)(struct kvm *kvm, void **context);
+	int (*attach)(const struct kvm_dlh_ops *ops, struct kvm *kvm, void **context);
 	void (*detach)(void *context);
 	int (*execute)(void *context, struct kvm *kvm, const u64 *arg,
 		       struct kvm_dlh_token token);

@@ -16,6 +16,7 @@ struct kvm_vcpu;
 struct mm_struct;
 struct page;
 struct tracepoint;
+struct vhost_task;
 struct vm_area_struct;
 
 /* helpers/kvm.c: struct kvm and struct kvm_vcpu. */
@@ -95,6 +96,7 @@ bool dlh_mm_has_pinned(struct mm_struct *mm);
 unsigned long dlh_unpinned_pages(unsigned long start, unsigned long pages);
 struct vhost_task *dlh_worker_create(bool (*work)(void *), void (*killed)(void *), void *data);
 void dlh_worker_start(struct vhost_task *task);
+void dlh_worker_running(void);
 void dlh_worker_wake(struct vhost_task *task);
 void dlh_worker_stop(struct vhost_task *task);
 

@@ -4,7 +4,7 @@
 //!
 //! C header: `include/linux/kvm_dlh.h`, which says in which context each callback runs.
 
-use core::{ffi::c_void, marker::PhantomData, mem::ManuallyDrop, pin::Pin};
+use core::{ffi::c_void, mem::ManuallyDrop};
 
 use dlh_abi::{Error as CallError, Operation as Number, Status};
 use dlh_bindings as bindings;
@@ -50,7 +50,7 @@ pub enum Outcome {
 }
 
 /// A deferrable operation.
-pub trait Operation: 'static {
+pub trait Operation: Send + Sync + 'static {
     /// Its number.
     const NUMBER: Number;
     /// The feature bits guests see while it is registered.
@@ -59,7 +59,7 @@ pub trait Operation: 'static {
     type Context: Send + Sync + 'static;
 
     /// Makes the context, at the first call in a VM. On a thread of the VMM; may sleep.
-    fn attach(vm: &Vm) -> Result<Arc<Self::Context>>;
+    fn attach(&self, vm: &Vm) -> Result<Arc<Self::Context>>;
 
     /// Executes one call, whose arguments are the guest's and unchecked. On a thread of the VMM; may
     /// sleep, but the vCPU waits for it.
@@ -78,10 +78,16 @@ pub trait Operation: 'static {
 ///
 /// # Invariants
 ///
-/// `ops` is registered with kvm_dlh.ko.
+/// `provided.ops` is registered with kvm_dlh.ko.
 pub struct Registration<T: Operation> {
-    ops: Pin<KBox<bindings::kvm_dlh_ops>>,
-    _operation: PhantomData<fn() -> T>,
+    provided: Pin<KBox<Provided<T>>>,
+}
+
+/// The table, and the operation behind it.
+#[repr(C)]
+struct Provided<T> {
+    ops: bindings::kvm_dlh_ops,
+    operation: T,
 }
 
 // SAFETY: Registering and unregistering may happen on different threads.
@@ -95,41 +101,42 @@ impl<T: Operation> Registration<T> {
     /// # Errors
     ///
     /// `EBUSY`: the number is taken; `EINVAL`: it is out of range.
-    pub fn new(module: &'static ThisModule) -> Result<Self> {
-        let ops = KBox::pin(
-            bindings::kvm_dlh_ops {
-                version: bindings::KVM_DLH_OPS_VERSION,
-                number: T::NUMBER.0,
-                feature: T::FEATURE,
-                owner: module.as_ptr().cast(),
-                attach: Some(attach::<T>),
-                detach: Some(detach::<T>),
-                execute: Some(execute::<T>),
-            },
-            GFP_KERNEL,
-        )?;
+    pub fn new(module: &'static ThisModule, operation: T) -> Result<Self> {
+        let ops = bindings::kvm_dlh_ops {
+            version: bindings::KVM_DLH_OPS_VERSION,
+            number: T::NUMBER.0,
+            feature: T::FEATURE,
+            owner: module.as_ptr().cast(),
+            attach: Some(attach::<T>),
+            detach: Some(detach::<T>),
+            execute: Some(execute::<T>),
+        };
+        let provided = KBox::pin(Provided { ops, operation }, GFP_KERNEL)?;
         // SAFETY: The table stays in place until `drop` has unregistered it, and its callbacks keep
         // the interface's contract.
-        to_result(unsafe { bindings::kvm_dlh_register_ops(&*ops) })?;
+        to_result(unsafe { bindings::kvm_dlh_register_ops(&provided.ops) })?;
         // INVARIANT: Just registered.
-        Ok(Self { ops, _operation: PhantomData })
+        Ok(Self { provided })
     }
 }
 
 impl<T: Operation> Drop for Registration<T> {
     fn drop(&mut self) {
         // SAFETY: By the type invariant.
-        unsafe { bindings::kvm_dlh_unregister_ops(&*self.ops) }
+        unsafe { bindings::kvm_dlh_unregister_ops(&self.provided.ops) }
     }
 }
 
 unsafe extern "C" fn attach<T: Operation>(
+    ops: *const bindings::kvm_dlh_ops,
     kvm: *mut bindings::kvm,
     context: *mut *mut c_void,
 ) -> i32 {
     from_result(|| {
+        // SAFETY: The interface passes the table it was given, which is the first field of this.
+        let provided = unsafe { &*ops.cast::<Provided<T>>() };
         // SAFETY: The interface passes a live VM.
-        let made = T::attach(unsafe { Vm::from_raw(kvm) })?;
+        let made = provided.operation.attach(unsafe { Vm::from_raw(kvm) })?;
         // SAFETY: The interface passes a place for it; it comes back in `detach`.
         unsafe { *context = Arc::into_raw(made).cast_mut().cast() };
         Ok(0)

@@ -66,7 +66,7 @@ impl Contexts {
         }
         let mut context = null_mut();
         // SAFETY: The VM is alive, and there is a place for the result.
-        if unsafe { ops.attach?(vm.as_ptr(), &mut context) } != 0 || context.is_null() {
+        if unsafe { ops.attach?(ops, vm.as_ptr(), &mut context) } != 0 || context.is_null() {
             return None;
         }
         // INVARIANT: From this very table, under both locks.

@@ -61,6 +61,12 @@ void dlh_worker_start(struct vhost_task *task)
 	vhost_task_start(task);
 }
 
+/* The thread is about to work: it must not be in the state it sleeps in. */
+void dlh_worker_running(void)
+{
+	__set_current_state(TASK_RUNNING);
+}
+
 void dlh_worker_wake(struct vhost_task *task)
 {
 	vhost_task_wake(task);

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The merger of one VM: takes what was reported, joins neighbours, releases, and only then says so.
+
+use dlh_abi::{Error as CallError, GfnRange, Status};
+use free_map::{coalesce, PageState};
+use kernel::{
+    fmt, new_mutex, new_spinlock,
+    prelude::*,
+    sync::{Arc, Mutex, SpinLock},
+};
+use kvm_merge::{release, Job, Verdict};
+use kvm_ops::Token;
+use kvm_vm::{Vm, VmRef};
+
+use crate::{map::Map, stats::Stats};
+
+/// Requests that may wait; more are declined, and the guest tries again later.
+const MOST_WAITING: usize = 256;
+
+/// Pages somebody waits for.
+struct Request {
+    frames: GfnRange,
+    token: Token,
+    /// Keeps the memslots' VM until its worker has looked.
+    vm: VmRef,
+}
+
+/// The requests that wait.
+///
+/// # Invariants
+///
+/// `list` never grows beyond the capacity it was made with; none is added once `closed`.
+struct Requests {
+    list: KVec<Request>,
+    closed: bool,
+}
+
+/// What the worker works on.
+///
+/// # Invariants
+///
+/// Both have room for [`MOST_WAITING`]; `taken` is exchanged with `Requests::list`.
+struct Batch {
+    taken: KVec<Request>,
+    runs: KVec<GfnRange>,
+}
+
+/// The merger.
+#[pin_data]
+pub(crate) struct Merger {
+    pid: i32,
+    stats: Stats,
+    #[pin]
+    map: Mutex<Map>,
+    #[pin]
+    requests: SpinLock<Requests>,
+    #[pin]
+    batch: Mutex<Batch>,
+}
+
+impl Merger {
+    /// A merger for `vm`. May sleep.
+    pub(crate) fn new(vm: &Vm) -> Result<Arc<Self>> {
+        let list = KVec::with_capacity(MOST_WAITING, GFP_KERNEL_ACCOUNT)?;
+        let taken = KVec::with_capacity(MOST_WAITING, GFP_KERNEL_ACCOUNT)?;
+        let runs = KVec::with_capacity(MOST_WAITING, GFP_KERNEL_ACCOUNT)?;
+        Arc::pin_init(
+            pin_init!(Self {
+                pid: vm.pid(),
+                stats: Stats::new(),
+                map <- new_mutex!(Map::new()),
+                requests <- new_spinlock!(Requests { list, closed: false }),
+                batch <- new_mutex!(Batch { taken, runs }),
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )
+    }
+
+    /// The pid of the VMM.
+    pub(crate) fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Accepts pages the guest does not use until `token` is completed, or gives the token back with
+    /// the reason. On a thread of the VMM; may sleep.
+    pub(crate) fn accept(
+        &self,
+        vm: &Vm,
+        frames: GfnRange,
+        token: Token,
+    ) -> Result<(), (Token, CallError)> {
+        // One range, one memslot: what does not fit is the guest's mistake.
+        if vm.memslots().translate_all(frames) == Err(kvm_vm::SlotError::None) {
+            return Err((token, CallError::Memory));
+        }
+        let Some(vm) = vm.try_get() else { return Err((token, CallError::Gone)) };
+        {
+            let mut map = self.map.lock();
+            if map.reserve(frames).is_err() {
+                return Err((token, CallError::NoMemory));
+            }
+            map.set(frames, PageState::Reported);
+        }
+        let mut requests = self.requests.lock();
+        if requests.closed {
+            return Err((token, CallError::Gone));
+        }
+        match requests.list.push_within_capacity(Request { frames, token, vm }) {
+            Ok(()) => {
+                self.stats.reported(frames.pages());
+                Ok(())
+            }
+            Err(full) => {
+                drop(requests);
+                self.stats.busy();
+                let Request { token, .. } = full.0;
+                Err((token, CallError::Busy))
+            }
+        }
+    }
+
+    /// Accepts nothing more, and completes what waits as declined. May sleep.
+    pub(crate) fn close(&self) {
+        let list = {
+            let mut requests = self.requests.lock();
+            requests.closed = true;
+            core::mem::take(&mut requests.list)
+        };
+        for Request { token, vm, .. } in list {
+            token.complete(CallError::Gone.into());
+            drop(vm);
+        }
+    }
+
+    /// Writes `name value` lines.
+    pub(crate) fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.stats.show(f)?;
+        self.map.lock().show(f)
+    }
+
+    fn release(&self, vm: &Vm, frames: GfnRange) {
+        self.stats.run();
+        release(
+            || vm.memslots(),
+            frames,
+            |part, verdict| {
+                self.stats.judged(part.pages(), verdict);
+                let state = match verdict {
+                    Verdict::Merged => PageState::Merged,
+                    _ => PageState::Kept,
+                };
+                self.map.lock().set(part, state);
+            },
+        );
+    }
+}
+
+impl Job for Merger {
+    fn is_due(&self) -> bool {
+        !self.requests.lock().list.is_empty()
+    }
+
+    fn work(&self) {
+        let mut batch = self.batch.lock();
+        let Batch { taken, runs } = &mut *batch;
+        core::mem::swap(&mut self.requests.lock().list, taken);
+        let Some(vm) = taken.first().and_then(|request| request.vm.try_get()) else { return };
+        for request in taken.iter() {
+            // There is room for as many runs as for requests.
+            let _ = runs.push_within_capacity(request.frames);
+        }
+        let kept = coalesce(runs);
+        for frames in &runs[..kept] {
+            self.release(&vm, *frames);
+        }
+        runs.clear();
+        // Only now may the guest use any of them again (DESIGN.md rule 1).
+        while let Some(Request { token, vm, .. }) = taken.pop() {
+            token.complete(Status::OK);
+            drop(vm);
+        }
+    }
+
+    fn killed(&self) {
+        self.close();
+    }
+}
