@@ -18,7 +18,7 @@ fetch_config() {
 	(in_root "$root" / KREL="$krel" bash -ec '
 		cd "/kernel/$KREL"
 		rm -rf headers deb-headers && mkdir headers deb-headers
-		(cd deb-headers && apt-get download "linux-headers-$KREL")
+		(cd deb-headers && apt-get -o APT::Sandbox::User=root download "linux-headers-$KREL")
 		dpkg -x deb-headers/*.deb headers && rm -r deb-headers
 		config=$(find headers -name .config)
 		if grep -qx CONFIG_RUST=y "$config"; then echo y >.rust; else echo n >.rust; fi')
@@ -35,7 +35,7 @@ fetch_kernel() {
 		mapfile -t packages < <(apt-cache depends --recurse --important --no-recommends \
 			--no-suggests "linux-image-$KREL" | grep -E "^linux-[a-z-]+-${KREL//+/\\+}\$" | sort -u)
 		echo "packages: ${packages[*]}"
-		(cd deb && apt-get download "${packages[@]}")
+		(cd deb && apt-get -o APT::Sandbox::User=root download "${packages[@]}")
 		for deb in deb/*.deb; do dpkg -x "$deb" unpacked; done
 		rm -r deb
 		# one place for either side of the /usr merge
@@ -74,7 +74,7 @@ fetch_source() {
 		done
 		[[ -n $name ]] || { echo "the archive has no linux-source package of version $version"; exit 1; }
 		rm -rf build.partial build deb && mkdir build.partial deb
-		(cd deb && apt-get download "$name=$version")
+		(cd deb && apt-get -o APT::Sandbox::User=root download "$name=$version")
 		# Kconfig reads Documentation/Kconfig; nothing reads what is below it.
 		dpkg-deb --fsys-tarfile deb/*.deb | tar -xO "./usr/src/$name.tar.xz" | xz -dc -T0 |
 			tar -x -C build.partial --strip-components=1 --exclude="$name/Documentation/*/*"

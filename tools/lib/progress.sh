@@ -24,7 +24,7 @@ trap 'stop_step; echo; echo "interrupted; run it again to go on from here" >&2; 
 run_step() {
 	local name=$1 expected=$2 megabytes=$3 description=$4
 	shift 4
-	local log=$LOGS/$name.log start=$SECONDS elapsed left download=
+	local log=$LOGS/$name.log start=$SECONDS elapsed left download= told=0
 	mkdir -p "$LOGS"
 	((megabytes == 0)) || download="downloads about $megabytes MB, "
 	printf '==> %s (%sabout %s; everything still to do: about %s)\n' "$description" "$download" \
@@ -46,8 +46,8 @@ run_step() {
 		if [[ -t 1 ]]; then
 			printf '\r\033[K    %s / %s  %s' "$(mmss "$elapsed")" "$(mmss "$expected")" \
 				"$(last_line "$log" 60)"
-		elif ((elapsed > 0 && elapsed % 10 == 0 && elapsed != ${told:-0})); then
-			local told=$elapsed
+		elif ((elapsed > 0 && elapsed % 10 == 0 && elapsed != told)); then
+			told=$elapsed
 			left=$((TOTAL_LEFT - elapsed))
 			printf '    %s of about %s, all in all %s left: %s\n' "$(mmss "$elapsed")" \
 				"$(mmss "$expected")" "$(mmss $((left > 0 ? left : 0)))" "$(last_line "$log")"
