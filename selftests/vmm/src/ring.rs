@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use dlh_abi::{
-    Call, Cookie, Function, Operation, Producer, RawEntry, RingSize, HEADER_BYTES, RING_ACTIVE,
+    header, Call, Cookie, Function, Operation, Producer, RawEntry, RingSize, HEADER_BYTES,
+    RING_ACTIVE,
 };
 
 use crate::boot::STAGING;
@@ -18,15 +19,6 @@ use crate::vm::Vm;
 pub(crate) const NOP: Call = Call { op: Operation::NOP, arg: [0, 0] };
 /// A call that no host knows.
 pub(crate) const UNKNOWN: Call = Call { op: Operation(0xfffe), arg: [0, 0] };
-
-/// Byte offsets in the header.
-const TAIL: usize = 0;
-const DONE: usize = 64;
-const FLAGS: usize = 68;
-const COOKIE: usize = 72;
-const DECLINED: usize = 80;
-const ENTRIES: usize = 88;
-const VERSION: usize = 92;
 
 /// Entries that wait for the guest to copy them.
 #[derive(Clone, Copy, Debug, Default)]
@@ -61,7 +53,7 @@ impl Ring {
     ) -> Result<Self> {
         let (memory, offset) = vm.memory_at(gpa)?;
         memory.fill(offset, HEADER_BYTES, |_| 0);
-        memory.word32(offset + TAIL).store(start, Ordering::SeqCst);
+        memory.word32(offset + header::TAIL).store(start, Ordering::SeqCst);
         let id = vm.hypercall(vcpu, Function::RingSetup as u64, gpa, entries.into(), 0)?;
         let Ok(id) = u64::try_from(id) else {
             return failed(format!("setting up {entries} entries at {gpa:#x} gave {id}"));
@@ -69,14 +61,14 @@ impl Ring {
         let Ok(size) = RingSize::try_from(u64::from(entries)) else {
             return failed(format!("the host accepted a ring of {entries} entries"));
         };
-        let cookie = Cookie(memory.word(offset + COOKIE).load(Ordering::SeqCst));
+        let cookie = Cookie(memory.word(offset + header::COOKIE).load(Ordering::SeqCst));
         let ring = Self { id, ..Self::unregistered(vm, gpa, size, cookie, start)? };
         check!(cookie.0 != 0, "the cookie of a new ring is 0");
         check_eq!(ring.done(), start, "done of a new ring");
         check_eq!(ring.flags(), RING_ACTIVE, "flags of a new ring");
         check_eq!(ring.declined(), 0, "declined of a new ring");
-        check_eq!(ring.host_word(ENTRIES), entries, "entries of a new ring");
-        check_eq!(ring.host_word(VERSION), dlh_abi::ABI_VERSION, "version of a new ring");
+        check_eq!(ring.host_word(header::ENTRIES), entries, "entries of a new ring");
+        check_eq!(ring.host_word(header::VERSION), dlh_abi::ABI_VERSION, "version of a new ring");
         check_eq!(ring.guest_tail(), start, "the guest's tail after set-up");
         Ok(ring)
     }
@@ -130,22 +122,22 @@ impl Ring {
 
     /// `done` in the header.
     pub(crate) fn done(&self) -> u32 {
-        self.host_word(DONE)
+        self.host_word(header::DONE)
     }
 
     /// `flags` in the header.
     pub(crate) fn flags(&self) -> u32 {
-        self.host_word(FLAGS)
+        self.host_word(header::FLAGS)
     }
 
     /// `declined` in the header.
     pub(crate) fn declined(&self) -> u64 {
-        self.memory.word(self.offset + DECLINED).load(Ordering::SeqCst)
+        self.memory.word(self.offset + header::DECLINED).load(Ordering::SeqCst)
     }
 
     /// `tail` in the header.
     pub(crate) fn guest_tail(&self) -> u32 {
-        self.host_word(TAIL)
+        self.host_word(header::TAIL)
     }
 
     /// The whole ring as it lies in memory.
@@ -225,7 +217,7 @@ impl Ring {
 
     /// Stores any tail.
     pub(crate) fn publish_tail(&self, tail: u32) {
-        self.memory.word32(self.offset + TAIL).store(tail, Ordering::SeqCst);
+        self.memory.word32(self.offset + header::TAIL).store(tail, Ordering::SeqCst);
     }
 
     /// Places and publishes `count` times the same call.

@@ -15,10 +15,8 @@ const DEBUGFS: &str = "/sys/kernel/debug";
 pub(crate) struct Stats(BTreeMap<String, u64>);
 
 impl Stats {
-    /// Reads the statistics of the VM with this descriptor.
-    pub(crate) fn read(module: &str, fd: i32) -> Result<Self> {
-        let path = directory(module, fd)?.join("stats");
-        let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    fn read(path: &Path) -> Result<Self> {
+        let text = fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
         let mut values = BTreeMap::new();
         for line in text.lines() {
             match line.split_once(' ').map(|(name, value)| (name, value.trim().parse())) {
@@ -60,6 +58,29 @@ impl Stats {
     }
 }
 
+/// The directories that modules had for this process before a VM was made: the new one is the VM's.
+#[derive(Debug)]
+pub(crate) struct Known(Vec<PathBuf>);
+
+impl Known {
+    /// To be called before the VM is made.
+    pub(crate) fn now() -> Self {
+        let pid = std::process::id();
+        let list = |module| directories(module, pid).unwrap_or_default();
+        Self(["kvm_dlh", "ksm_bridge"].into_iter().flat_map(list).collect())
+    }
+
+    /// What a module has counted for the VM.
+    pub(crate) fn stats(&self, module: &str) -> Result<Stats> {
+        let mut found = directories(module, std::process::id())?;
+        found.retain(|path| !self.0.contains(path));
+        match &found[..] {
+            [path] => Stats::read(&path.join("stats")),
+            _ => failed(format!("{module} has {found:?} for one VM of this process")),
+        }
+    }
+}
+
 /// The directories that a module has for VMs of a process.
 pub(crate) fn directories(module: &str, pid: u32) -> Result<Vec<PathBuf>> {
     let parent = Path::new(DEBUGFS).join(module);
@@ -76,18 +97,6 @@ pub(crate) fn directories(module: &str, pid: u32) -> Result<Vec<PathBuf>> {
 
 /// Exits of the VM with this descriptor, as KVM counts them.
 pub(crate) fn kvm_exits(fd: i32) -> Result<u64> {
-    let path = directory("kvm", fd)?.join("exits");
+    let path = format!("{DEBUGFS}/kvm/{}-{fd}/exits", std::process::id());
     Ok(fs::read_to_string(path)?.trim().parse()?)
-}
-
-/// The directory of one VM: named like KVM's own, or the only one of this process.
-fn directory(module: &str, fd: i32) -> Result<PathBuf> {
-    let pid = std::process::id();
-    let found = directories(module, pid)?;
-    let wanted = format!("{pid}-{fd}");
-    match found.iter().find(|path| path.ends_with(&wanted)) {
-        Some(path) => Ok(path.clone()),
-        None if found.len() == 1 => Ok(found[0].clone()),
-        None => failed(format!("{module} has {found:?} for this process, wanted {wanted}")),
-    }
 }

@@ -5,13 +5,14 @@
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use dlh_abi::Function;
 use kvm_bindings::{kvm_userspace_memory_region, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
 use crate::boot;
 use crate::ktap::{failed, Result};
 use crate::memory::{Backing, Mapping, PAGE};
-use crate::stats::Stats;
+use crate::stats::{Known, Stats};
 use crate::vcpu::Vcpu;
 
 /// Where tests put their first memory region, clear of the VM's own low memory.
@@ -54,11 +55,13 @@ pub(crate) struct Vm {
     regions: Vec<Region>,
     low_memory: Arc<Mapping>,
     next_slot: u32,
+    known: Known,
 }
 
 impl Vm {
     /// Makes a VM, its vCPUs waiting for commands.
     pub(crate) fn new(config: VmConfig) -> Result<Self> {
+        let known = Known::now();
         let kvm = Kvm::new()?;
         let fd = kvm.create_vm()?;
         fd.set_tss_address(0xfffb_d000)?;
@@ -67,7 +70,8 @@ impl Vm {
         }
         let low_memory = Arc::new(Mapping::new(Backing::Anonymous, boot::LOW_MEMORY)?);
         boot::write_low_memory(&low_memory);
-        let mut vm = Self { vcpus: Vec::new(), fd, regions: Vec::new(), low_memory, next_slot: 1 };
+        let mut vm =
+            Self { vcpus: Vec::new(), fd, regions: Vec::new(), low_memory, next_slot: 1, known };
         vm.set_slot(0, 0, 0, &vm.low_memory)?;
         if config.memory != 0 {
             vm.add_memory(BASE, Mapping::new(Backing::Anonymous, config.memory)?)?;
@@ -79,6 +83,8 @@ impl Vm {
             let vcpu = Vcpu::new(vcpu, index)?;
             vm.vcpus.push(vcpu);
         }
+        // The module, if it is there, gets to know a VM when it first hears of it.
+        vm.hypercall(0, Function::Features as u64, 0, 0, 0)?;
         Ok(vm)
     }
 
@@ -171,12 +177,12 @@ impl Vm {
 
     /// What the module counted for this VM.
     pub(crate) fn stats(&self) -> Result<Stats> {
-        Stats::read("kvm_dlh", self.fd.as_raw_fd())
+        self.known.stats("kvm_dlh")
     }
 
     /// What the bridge counted for this VM.
     pub(crate) fn bridge_stats(&self) -> Result<Stats> {
-        Stats::read("ksm_bridge", self.fd.as_raw_fd())
+        self.known.stats("ksm_bridge")
     }
 
     /// How many exits KVM counted.

@@ -5,7 +5,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use dlh_abi::{Cookie, RawEntry, RingSize, RING_ACTIVE};
+use dlh_abi::{header, Cookie, RawEntry, RingSize, RING_ACTIVE};
 
 use crate::ktap::{check, check_eq, Case, CaseResult, Result, Verdict};
 use crate::memory::{Backing, Mapping};
@@ -32,8 +32,8 @@ fn ring_alone(vm: &Vm, start: u32) -> Result<Ring> {
     let size = RingSize::try_from(64).map_err(|e| format!("{e:?}"))?;
     let ring = Ring::unregistered(vm, BASE, size, Cookie(0x1234_5678_9abc_def0), start)?;
     let (memory, offset) = vm.memory_at(BASE)?;
-    memory.word32(offset + 64).store(start, Ordering::SeqCst);
-    memory.word32(offset + 68).store(RING_ACTIVE, Ordering::SeqCst);
+    memory.word32(offset + header::DONE).store(start, Ordering::SeqCst);
+    memory.word32(offset + header::FLAGS).store(RING_ACTIVE, Ordering::SeqCst);
     Ok(ring)
 }
 
@@ -89,7 +89,7 @@ fn floods() -> CaseResult {
         || {
             std::thread::sleep(Duration::from_millis(20));
             let (memory, offset) = vm.memory_at(BASE)?;
-            memory.word32(offset + 68).store(0, Ordering::SeqCst);
+            memory.word32(offset + header::FLAGS).store(0, Ordering::SeqCst);
             Ok(())
         },
     )?;

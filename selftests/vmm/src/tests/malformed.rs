@@ -2,7 +2,9 @@
 
 //! Memory that is no ring any more: the host lets go of it without a trace.
 
-use dlh_abi::{Cookie, Error, Function, RawEntry};
+use std::sync::atomic::Ordering;
+
+use dlh_abi::{header, Cookie, Error, Function, RawEntry};
 
 use super::{check_ring_works, check_vm_works};
 use crate::ktap::{check, check_eq, Case, CaseResult, Result, Verdict};
@@ -59,7 +61,8 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("a zeroed ring whose index is 0", zeroed_at_zero),
         Case::new("a spoiled ring's id is no longer one", id_gone),
         Case::new("a flood that spoils a ring again and again", repeatedly),
-        Case::new("changes to the host's words do not matter", host_words),
+        Case::new("a done that the guest has changed", done_changed),
+        Case::new("other changes to the host's words do not matter", host_words),
         Case::new("another vCPU's ring is not affected", other_vcpu),
     ]);
     cases
@@ -132,7 +135,14 @@ fn spoiled(spoil: fn(&mut Ring) -> Result<()>) -> CaseResult {
         ring.push(&NOP, 1)?;
         check_left_alone(&mut vm, &ring)?;
         check_eq!(vm.stats()?.since(&before, "rings_broken")?, 1, "rings_broken");
+        let mut memory = ring.snapshot();
         check_vm_works(&mut vm)?;
+        // Only where the header is still the ring's may its owner be told that it has been replaced.
+        if memory[header::COOKIE / 8] == ring.cookie().0 {
+            memory[header::FLAGS / 8] &= 0xffff_ffff;
+            memory[header::FLAGS / 8] |= u64::from(ring.flags()) << 32;
+        }
+        check!(ring.snapshot() == memory, "the host wrote to the ring that was replaced");
         check_ring_works(&mut vm, 0, PLACE)?;
     }
     Ok(Verdict::Pass)
@@ -187,6 +197,10 @@ fn id_gone() -> CaseResult {
     let gone = [Error::NoRing.to_rax(), Error::Gone.to_rax()];
     check!(gone.contains(&rax), "KICK of a spoiled ring gave {rax}");
     let no_ring = Error::NoRing.to_rax();
+    // A guest that has seen the flag may clean up; its memory stays what it is.
+    let rax = vm.hypercall(0, Function::RingTeardown as u64, ring.id(), 0, 0)?;
+    check!([0, no_ring].contains(&rax), "RING_TEARDOWN of a spoiled ring gave {rax}");
+    check!(ring.snapshot() == memory, "RING_TEARDOWN wrote to the spoiled ring");
     for function in [Function::RingTeardown, Function::Kick] {
         let rax = vm.hypercall(0, function as u64, ring.id(), 0, 0)?;
         check_eq!(rax, no_ring, "{function:?} of a spoiled ring");
@@ -214,25 +228,38 @@ fn repeatedly() -> CaseResult {
     Ok(Verdict::Pass)
 }
 
+fn done_changed() -> CaseResult {
+    // Another value means that the memory went back in time: the host must not go on from there.
+    let mut vm = Vm::new(VmConfig::default())?;
+    for change in [1, 64, u32::MAX, 1 << 31] {
+        let mut ring = used_ring(&mut vm)?;
+        let before = vm.stats()?;
+        let done = ring.done();
+        ring.push(&NOP, 3)?;
+        let (memory, offset) = vm.memory_at(PLACE)?;
+        let word = memory.word32(offset + header::DONE);
+        word.store(done.wrapping_add(change), Ordering::SeqCst);
+        check_left_alone(&mut vm, &ring)?;
+        check_eq!(vm.stats()?.since(&before, "rings_broken")?, 1, "rings_broken");
+        check_eq!(vm.stats()?.since(&before, "executed")?, 0, "entries executed");
+        check_vm_works(&mut vm)?;
+    }
+    Ok(Verdict::Pass)
+}
+
 fn host_words() -> CaseResult {
-    // The host keeps its own indices; the words in memory are only what it tells the guest.
+    // The host keeps its own state; the words in memory are only what it tells the guest.
     let mut vm = Vm::new(VmConfig::default())?;
     let mut ring = used_ring(&mut vm)?;
     let before = vm.stats()?;
     let (memory, offset) = vm.memory_at(PLACE)?;
     for round in 1..=5 {
         let tail = ring.tail();
-        for word in (64..128).step_by(8) {
-            memory.word(offset + word).store(random(word), std::sync::atomic::Ordering::SeqCst);
+        memory.word32(offset + header::FLAGS).store(0, Ordering::SeqCst);
+        for word in (header::COOKIE..dlh_abi::HEADER_BYTES).step_by(8) {
+            memory.word(offset + word).store(random(word), Ordering::SeqCst);
         }
-        // Producer::place looks at done, which is nonsense now.
-        for _ in 0..3 {
-            let position = ring.tail();
-            let raw = RawEntry::new(ring.cookie(), position, &NOP);
-            ring.write_entry(position, &raw);
-            ring.set_producer_tail(position.wrapping_add(1));
-        }
-        ring.publish();
+        ring.push(&NOP, 3)?;
         vm.vcpus[0].exit(Exit::Pio)?;
         check_eq!(ring.done(), tail.wrapping_add(3), "done after round {round}");
         check_eq!(vm.stats()?.since(&before, "executed")?, 3 * round, "entries executed");

@@ -8,7 +8,10 @@ pub(crate) mod free_pages;
 pub(crate) mod machinery;
 pub(crate) mod malformed;
 pub(crate) mod races;
+pub(crate) mod reload;
 pub(crate) mod ring;
+
+use std::path::PathBuf;
 
 use clap::Subcommand;
 use dlh_abi::Function;
@@ -43,6 +46,12 @@ pub(crate) enum Subject {
     FreePages,
     /// Memory, vCPUs and VMs that go away at the wrong moment.
     Races,
+    /// Modules that come and go while VMs run; none of ours is inserted at the start.
+    Reload {
+        /// Where the module files are.
+        #[arg(long)]
+        modules: PathBuf,
+    },
 }
 
 impl Subject {
@@ -57,6 +66,7 @@ impl Subject {
             Subject::Malformed => malformed::cases(),
             Subject::FreePages => free_pages::cases(),
             Subject::Races => races::cases(),
+            Subject::Reload { modules } => reload::cases(modules),
         }
     }
 }

@@ -1,0 +1,11 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# vm: smp=2 mem=3G timeout=300
+# The operation FREE_PAGES.
+set -e
+insmod build/modules/kvm_dlh.ko
+insmod build/modules/ksm_bridge.ko
+echo 8 >/proc/sys/vm/nr_hugepages
+build/bin/dlh-vmm ktap free_pages
+rmmod ksm_bridge
+rmmod kvm_dlh

@@ -1,0 +1,10 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# vm: smp=2 mem=3G timeout=400
+# Memory, vCPUs and VMs that go away at the wrong moment.
+set -e
+insmod build/modules/kvm_dlh.ko
+insmod build/modules/ksm_bridge.ko
+build/bin/dlh-vmm ktap races
+rmmod ksm_bridge
+rmmod kvm_dlh
