@@ -24,7 +24,7 @@ trap 'stop_step; echo; echo "interrupted; run it again to go on from here" >&2; 
 run_step() {
 	local name=$1 expected=$2 megabytes=$3 description=$4
 	shift 4
-	local log=$LOGS/$name.log start=$SECONDS elapsed left download= told=0
+	local log=$LOGS/$name.log start=$SECONDS elapsed left download='' told=0
 	mkdir -p "$LOGS"
 	((megabytes == 0)) || download="downloads about $megabytes MB, "
 	printf '==> %s (%sabout %s; everything still to do: about %s)\n' "$description" "$download" \
