@@ -20,6 +20,12 @@
 
 static dlh_hypercall_fn hypercall_entry;
 
+/* Outside long mode KVM looks at the lower halves of the registers only. */
+static u64 register_mask(const struct kvm_vcpu *vcpu)
+{
+	return vcpu->arch.efer & EFER_LMA ? ~0ULL : ~0U;
+}
+
 /* Callers that are not at CPL 0 are left to KVM, which answers -KVM_EPERM. */
 static void notrace hypercall_exit(unsigned long ip, unsigned long parent_ip,
 				   struct ftrace_ops *ops, struct ftrace_regs *fregs)
@@ -27,7 +33,7 @@ static void notrace hypercall_exit(unsigned long ip, unsigned long parent_ip,
 	const struct kvm_vcpu *vcpu = (void *)ftrace_regs_get_argument(fregs, 0);
 	int cpl = ftrace_regs_get_argument(fregs, 1);
 
-	if ((u32)vcpu->arch.regs[VCPU_REGS_RAX] == KVM_HC_DLH && !cpl)
+	if ((vcpu->arch.regs[VCPU_REGS_RAX] & register_mask(vcpu)) == KVM_HC_DLH && !cpl)
 		ftrace_regs_set_instruction_pointer(fregs, (unsigned long)hypercall_entry);
 }
 
@@ -67,8 +73,7 @@ const char *dlh_hypercall_symbol(void)
 void dlh_hypercall_read(const struct kvm_vcpu *vcpu, struct dlh_hypercall *call)
 {
 	const unsigned long *regs = vcpu->arch.regs;
-	/* Outside long mode KVM itself looks at the lower halves only. */
-	u64 mask = vcpu->arch.efer & EFER_LMA ? ~0ULL : ~0U;
+	u64 mask = register_mask(vcpu);
 
 	call->function = regs[VCPU_REGS_RBX] & mask;
 	call->arg[0] = regs[VCPU_REGS_RCX] & mask;

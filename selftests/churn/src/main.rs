@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The data check, and the load of the demo: runs in the guest, as an ordinary process.
+//!
+//! `dlh-churn check` allocates fresh memory, writes a pattern that is different for each word and lap,
+//! waits, verifies it and frees it, over and over, on several threads: memory that the host took away
+//! while it was in use shows as a word that is not what was written.
+//!
+//! `dlh-churn fill` takes memory, touches all of it, keeps it until it is told to go by the end of its
+//! standard input, and frees it.
+
+#![forbid(unsafe_code)]
+
+use std::{
+    io::Read,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    thread,
+    time::{Duration, Instant},
+};
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(about = "Writes, waits and verifies: does the guest's memory keep what is written?")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Verify continuously; exits with 1 if any word was not what was written.
+    Check {
+        /// How long, in seconds.
+        #[arg(long, default_value_t = 30)]
+        seconds: u64,
+        /// Threads.
+        #[arg(long, default_value_t = 2)]
+        threads: u64,
+        /// MiB that each thread has in use at most.
+        #[arg(long, default_value_t = 32)]
+        mib: usize,
+        /// Milliseconds between writing and verifying.
+        #[arg(long, default_value_t = 3)]
+        wait: u64,
+    },
+    /// Touch memory and keep it until standard input ends.
+    Fill {
+        /// MiB.
+        #[arg(long)]
+        mib: usize,
+    },
+}
+
+const MIB_WORDS: usize = (1 << 20) / size_of::<u64>();
+
+/// The word that belongs at `index` in lap `lap` of thread `thread`; never 0, which is what released
+/// memory reads as.
+fn pattern(thread: u64, lap: u64, index: usize) -> u64 {
+    let seed = thread << 48 ^ lap << 24 ^ index as u64;
+    seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1
+}
+
+/// Laps, MiB and words that were wrong.
+#[derive(Default)]
+struct Sums {
+    laps: AtomicU64,
+    mib: AtomicU64,
+    mismatches: AtomicU64,
+}
+
+fn check(thread: u64, mib: usize, wait: Duration, until: Instant, sums: &Sums) {
+    let mut lap = 0;
+    while Instant::now() < until {
+        lap += 1;
+        // From 256 KiB up, so that pages of every order are taken and given back.
+        let words = MIB_WORDS / 4 * (1 + (lap as usize * 7) % (4 * mib));
+        // A fresh mapping each time: pages come from the guest's free lists and go back there.
+        let memory: Vec<u64> = (0..words).map(|i| pattern(thread, lap, i)).collect();
+        thread::sleep(wait);
+        let wrong =
+            memory.iter().enumerate().filter(|(i, w)| **w != pattern(thread, lap, *i)).count();
+        drop(memory);
+        sums.laps.fetch_add(1, Relaxed);
+        sums.mib.fetch_add((words / MIB_WORDS) as u64, Relaxed);
+        sums.mismatches.fetch_add(wrong as u64, Relaxed);
+    }
+}
+
+fn main() {
+    match Arguments::parse().command {
+        Command::Check { seconds, threads, mib, wait } => {
+            let until = Instant::now() + Duration::from_secs(seconds);
+            let sums = Sums::default();
+            thread::scope(|scope| {
+                for thread in 1..=threads {
+                    let sums = &sums;
+                    scope.spawn(move || {
+                        check(thread, mib, Duration::from_millis(wait), until, sums)
+                    });
+                }
+            });
+            let [laps, mib, wrong] =
+                [&sums.laps, &sums.mib, &sums.mismatches].map(|n| n.load(Relaxed));
+            println!("laps {laps} mib {mib} mismatches {wrong}");
+            std::process::exit(i32::from(wrong != 0 || laps == 0));
+        }
+        Command::Fill { mib } => {
+            let memory: Vec<u64> = (0..mib * MIB_WORDS).map(|i| pattern(0, 0, i)).collect();
+            println!("filled {} MiB", memory.len() / MIB_WORDS);
+            let mut rest = Vec::new();
+            // An error ends it just the same.
+            let _ = std::io::stdin().read_to_end(&mut rest);
+            drop(memory);
+        }
+    }
+}
