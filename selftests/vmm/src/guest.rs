@@ -42,6 +42,8 @@ global_asm!(
     ".globl dlh_guest_exit_hypercall",
     ".hidden dlh_guest_flood",
     ".globl dlh_guest_flood",
+    ".hidden dlh_guest_measure",
+    ".globl dlh_guest_measure",
     ".hidden dlh_guest_user",
     ".globl dlh_guest_user",
     ".hidden dlh_guest_user_hypercall",
@@ -120,7 +122,7 @@ global_asm!(
     //
     // flood: produces RBP entries by itself: ring RDI, mask ESI, cookie R12, position R8D, the word
     // of op, flags and status R9, arguments R10 and R11. A full ring makes it exit with CPUID and
-    // count that in R13; a detached one ends it. R8D is where it got to.
+    // count that in R13; a detached one ends it.
     "dlh_guest_flood:",
     "    mov eax, [rdi + 64]",
     "    mov edx, r8d",
@@ -149,6 +151,54 @@ global_asm!(
     "    xor ecx, ecx",
     "    cpuid",
     "    jmp dlh_guest_flood",
+    //
+    // measure: R14 times, fills RBP slots of the ring (as flood does), then makes a hypercall that KVM
+    // answers by itself. RAX: time-stamp ticks for all of it, RBX: those for the filling alone.
+    "dlh_guest_measure:",
+    "    rdtsc",
+    "    shl rdx, 32",
+    "    or rax, rdx",
+    "    mov rcx, rax",
+    "    xor ebx, ebx",
+    "7:  rdtsc",
+    "    shl rdx, 32",
+    "    or rax, rdx",
+    "    sub rbx, rax",
+    "    mov r13, rbp",
+    "    test r13, r13",
+    "    jz 9f",
+    "8:  mov eax, [rdi + 64]",
+    "    mov edx, r8d",
+    "    sub edx, eax",
+    "    cmp edx, esi",
+    "    ja 9f",
+    "    mov eax, r8d",
+    "    and eax, esi",
+    "    shl rax, 5",
+    "    lea rax, [rdi + rax + 128]",
+    "    mov [rax + 8], r9",
+    "    mov [rax + 16], r10",
+    "    mov [rax + 24], r11",
+    "    mov edx, r8d",
+    "    add rdx, r12",
+    "    mov [rax], rdx",
+    "    inc r8d",
+    "    mov [rdi], r8d",
+    "    dec r13",
+    "    jnz 8b",
+    "9:  rdtsc",
+    "    shl rdx, 32",
+    "    or rax, rdx",
+    "    add rbx, rax",
+    "    mov eax, 0x7fff",
+    "    vmmcall",
+    "    dec r14",
+    "    jnz 7b",
+    "    rdtsc",
+    "    shl rdx, 32",
+    "    or rax, rdx",
+    "    sub rax, rcx",
+    "    jmp dlh_guest_server",
     //
     // user: goes to R14 at CPL 3, with IOPL 3 so that the code there can use the port.
     "dlh_guest_user:",
@@ -186,6 +236,7 @@ mod label {
         pub(super) static dlh_guest_exit_hlt: u8;
         pub(super) static dlh_guest_exit_hypercall: u8;
         pub(super) static dlh_guest_flood: u8;
+        pub(super) static dlh_guest_measure: u8;
         pub(super) static dlh_guest_user: u8;
         pub(super) static dlh_guest_user_hypercall: u8;
         pub(super) static dlh_guest_smi: u8;
@@ -204,6 +255,7 @@ pub(crate) enum Code {
     ExitHlt,
     ExitHypercall,
     Flood,
+    Measure,
     User,
     UserHypercall,
     Smi,
@@ -221,6 +273,7 @@ impl Code {
             Code::ExitHlt => &raw const label::dlh_guest_exit_hlt,
             Code::ExitHypercall => &raw const label::dlh_guest_exit_hypercall,
             Code::Flood => &raw const label::dlh_guest_flood,
+            Code::Measure => &raw const label::dlh_guest_measure,
             Code::User => &raw const label::dlh_guest_user,
             Code::UserHypercall => &raw const label::dlh_guest_user_hypercall,
             Code::Smi => &raw const label::dlh_guest_smi,

@@ -7,6 +7,7 @@
 mod boot;
 mod guest;
 mod ktap;
+mod measure;
 mod memory;
 mod ring;
 mod stats;
@@ -33,6 +34,8 @@ enum Command {
         #[command(subcommand)]
         subject: tests::Subject,
     },
+    /// Measure what calls cost, in ticks of the guest's time-stamp counter.
+    Measure,
     /// Keep a VM busy until killed; the races test does that.
     Flood,
 }
@@ -40,6 +43,13 @@ enum Command {
 fn main() -> ExitCode {
     let good = match Arguments::parse().command {
         Command::Ktap { subject } => ktap::run(&subject.cases()),
+        Command::Measure => match measure::measure() {
+            Ok(()) => true,
+            Err(error) => {
+                eprintln!("dlh-vmm: {error}");
+                false
+            }
+        },
         Command::Flood => match tests::races::flood_forever() {
             Ok(()) => true,
             Err(error) => {

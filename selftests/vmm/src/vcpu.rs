@@ -79,7 +79,7 @@ pub(crate) struct Published {
 pub(crate) struct Flooded {
     /// How the command stopped: [`Stop::Done`] when it got to its end or saw the ring detached.
     pub(crate) stop: Stop,
-    /// The guest's tail.
+    /// The tail the guest has published.
     pub(crate) tail: u32,
     /// How often the guest found the ring full.
     pub(crate) full: u64,
@@ -161,7 +161,8 @@ impl Vcpu {
         loop {
             match stop {
                 Stop::Done => return Ok(self.fd.get_regs()?),
-                Stop::Tick | Stop::Hlt => stop = self.resume()?,
+                // KVM_RUN may be interrupted by what the kernel has to do for this thread.
+                Stop::Tick | Stop::Hlt | Stop::Interrupted => stop = self.resume()?,
                 stop => return failed(format!("the guest stopped with {stop:?}")),
             }
         }
@@ -272,6 +273,30 @@ impl Vcpu {
         self.finish(stop).map(drop)
     }
 
+    /// Lets the guest fill `batch` slots and then make a hypercall that is not ours, `laps` times.
+    /// Returns the ticks of its time-stamp counter for all of it, and for the filling alone.
+    pub(crate) fn measure(
+        &mut self,
+        ring: &mut Ring,
+        call: &Call,
+        batch: u64,
+        laps: u64,
+    ) -> Result<(u64, u64)> {
+        let (gpa, mask, cookie, tail) =
+            (ring.gpa(), ring.entries() - 1, ring.cookie().0, ring.tail());
+        let stop = self.begin(Code::Measure, |regs| {
+            (regs.rdi, regs.rsi) = (gpa, mask.into());
+            (regs.rbp, regs.r14) = (batch, laps);
+            regs.r8 = tail.into();
+            regs.r9 = call.op.0.into();
+            (regs.r10, regs.r11, regs.r12) = (call.arg[0], call.arg[1], cookie);
+        })?;
+        let regs = self.finish(stop)?;
+        let tail = ring.guest_tail();
+        ring.set_producer_tail(tail);
+        Ok((regs.rax, regs.rbx))
+    }
+
     /// Lets the guest produce `count` times the same entry by itself. `on_stop` sees each stop that
     /// is not an end, and says whether to go on; if not, the vCPU is parked.
     pub(crate) fn flood(
@@ -300,7 +325,8 @@ impl Vcpu {
         if stop != Stop::Done {
             self.park()?;
         }
-        let tail = regs.r8 as u32;
+        // R8D may be one ahead, where the guest was stopped just before it stored that.
+        let tail = ring.guest_tail();
         ring.set_producer_tail(tail);
         Ok(Flooded { stop, tail, full: regs.r13 })
     }
