@@ -31,6 +31,9 @@ struct Arguments {
 enum Command {
     /// Run the cases of one subject.
     Ktap {
+        /// Only the cases with this in their names.
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        only: String,
         #[command(subcommand)]
         subject: tests::Subject,
     },
@@ -42,7 +45,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let good = match Arguments::parse().command {
-        Command::Ktap { subject } => ktap::run(&subject.cases()),
+        Command::Ktap { only, subject } => ktap::run(subject.cases(), &only),
         Command::Measure => match measure::measure() {
             Ok(()) => true,
             Err(error) => {

@@ -70,12 +70,21 @@ impl Known {
         Self(["kvm_dlh", "ksm_bridge"].into_iter().flat_map(list).collect())
     }
 
+    /// What kvm_dlh says of the VM's rings, for the reader of a failure.
+    pub(crate) fn rings(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.directory("kvm_dlh")?.join("rings"))?)
+    }
+
     /// What a module has counted for the VM.
     pub(crate) fn stats(&self, module: &str) -> Result<Stats> {
+        Stats::read(&self.directory(module)?.join("stats"))
+    }
+
+    fn directory(&self, module: &str) -> Result<PathBuf> {
         let mut found = directories(module, std::process::id())?;
         found.retain(|path| !self.0.contains(path));
         match &found[..] {
-            [path] => Stats::read(&path.join("stats")),
+            [path] => Ok(path.clone()),
             _ => failed(format!("{module} has {found:?} for one VM of this process")),
         }
     }

@@ -180,6 +180,11 @@ impl Vm {
         self.known.stats("kvm_dlh")
     }
 
+    /// What the module says of the VM, for the reader of a failure.
+    pub(crate) fn describe(&self) -> String {
+        format!("rings: {:?}\nstatistics: {:?}", self.known.rings(), self.stats())
+    }
+
     /// What the bridge counted for this VM.
     pub(crate) fn bridge_stats(&self) -> Result<Stats> {
         self.known.stats("ksm_bridge")

@@ -213,9 +213,14 @@ fn bridge_goes(modules: &Modules) -> CaseResult {
         vm.vcpus.push(vcpu);
         vm.vcpus[0].exit(Exit::Pio)?;
         let last = ring.tail().wrapping_sub(1);
-        wait_until(Duration::from_secs(10), "done has passed the last report", || {
-            has_passed(ring.done(), last)
-        })?;
+        let passed = || has_passed(ring.done(), last);
+        if let Err(error) = wait_until(Duration::from_secs(10), "the last report is done", passed) {
+            let (done, tail, flags) = (ring.done(), ring.tail(), ring.flags());
+            return failed(format!(
+                "{error}, round {round}\ndone {done:#x}, tail {tail:#x}, flags {flags}\n{}",
+                vm.describe()
+            ));
+        }
         // Without the bridge nobody touches the memory.
         memory.fill(0, len, |at| at as u64 ^ 0x5555);
         ring.push(&report, 1)?;
