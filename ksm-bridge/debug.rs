@@ -37,8 +37,7 @@ impl Directory {
         let serial = self.serial.fetch_add(1, Relaxed);
         let name = CString::try_from_fmt(fmt!("{}-{}", merger.pid(), serial))?;
         let dir = self.dir.subdir(&name);
-        let stats: &'static _ =
-            &|merger: &Arc<Merger>, f: &mut fmt::Formatter<'_>| merger.show(f);
+        let stats: &'static _ = &|merger: &Arc<Merger>, f: &mut fmt::Formatter<'_>| merger.show(f);
         Ok(VmDirectory {
             _stats: KBox::pin_init(
                 dir.read_callback_file(c"stats", merger.clone(), stats),

@@ -38,9 +38,8 @@ impl Directory {
         let serial = self.serial.fetch_add(1, Relaxed);
         let name = CString::try_from_fmt(fmt!("{}-{}", queue.pid(), serial))?;
         let dir = self.dir.subdir(&name);
-        let stats: &'static _ = &|queue: &Arc<VmQueue>, f: &mut fmt::Formatter<'_>| {
-            fmt::Display::fmt(queue.stats(), f)
-        };
+        let stats: &'static _ =
+            &|queue: &Arc<VmQueue>, f: &mut fmt::Formatter<'_>| fmt::Display::fmt(queue.stats(), f);
         let rings: &'static _ =
             &|queue: &Arc<VmQueue>, f: &mut fmt::Formatter<'_>| queue.show_rings(f);
         Ok(VmDirectory {

@@ -3,7 +3,8 @@
 //! The functions of the hypercall: from registers to checked arguments to one method.
 
 use dlh_abi::{
-    Call, Error as CallError, Function, Gpa, RingSize, Status, ABI_VERSION, FEATURE_CALL, FEATURE_RING,
+    Call, Error as CallError, Function, Gpa, RingSize, Status, ABI_VERSION, FEATURE_CALL,
+    FEATURE_RING,
 };
 use kernel::{prelude::*, sync::Arc};
 use kvm_hooks::HypercallArgs;

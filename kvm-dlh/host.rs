@@ -2,6 +2,7 @@
 
 //! The module as a whole: which VMs and rings there are, and what the hooks' reports lead to.
 
+use dlh_abi::Error as CallError;
 use kernel::{
     new_mutex,
     prelude::*,
@@ -16,10 +17,9 @@ use kernel::{
     task::Task,
     time::{delay::fsleep, Delta},
 };
-use dlh_abi::Error as CallError;
 use kvm_hooks::{
-    doorbell_barrier, synchronize_tasks, wait_for_task_works, Events, ExitProbes, Hooks, HypercallArgs,
-    Listening, Missing, Table,
+    doorbell_barrier, synchronize_tasks, wait_for_task_works, Events, ExitProbes, Hooks,
+    HypercallArgs, Listening, Missing, Table,
 };
 use kvm_registry::{Contexts, Owner, Published, Registry};
 use kvm_vm::{Vcpu, VmKey};

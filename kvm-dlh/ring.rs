@@ -5,8 +5,8 @@
 use core::mem::MaybeUninit;
 
 use dlh_abi::{
-    header, Broken, Collected, Consumer, Cookie, Error as CallError, Gpa, RawEntry, RingSize, Status,
-    ABI_VERSION, RING_ACTIVE,
+    header, Broken, Collected, Consumer, Cookie, Error as CallError, Gpa, RawEntry, RingSize,
+    Status, ABI_VERSION, RING_ACTIVE,
 };
 use kernel::{
     fmt, new_condvar, new_mutex, new_spinlock,
@@ -104,8 +104,7 @@ impl Ring {
     ) -> Result<Arc<Self>, CallError> {
         let generation = vcpu.vm().generation();
         let slots = vcpu.vm().memslots();
-        let window =
-            GuestWindow::open(&slots, gpa, size.bytes()).map_err(|_| CallError::Memory)?;
+        let window = GuestWindow::open(&slots, gpa, size.bytes()).map_err(|_| CallError::Memory)?;
         let unreachable = |_: Error| CallError::Memory;
         let no_memory = |_: Error| CallError::NoMemory;
 
@@ -114,8 +113,7 @@ impl Ring {
         let hva = window.hva();
         let doorbell = Doorbell::create(&window).map_err(unreachable)?;
         let listening = queue.host().listen().map_err(no_memory)?;
-        let progress =
-            Progress::new(Consumer::new(size, cookie, start)).map_err(no_memory)?;
+        let progress = Progress::new(Consumer::new(size, cookie, start)).map_err(no_memory)?;
         let ring = Arc::pin_init(
             pin_init!(Self {
                 queue: queue.clone(),
@@ -361,9 +359,7 @@ impl Ring {
         let window = GuestWindow::open(slots, self.gpa, self.size.bytes());
         let usable = window.as_ref().is_ok_and(|w| w.hva() == self.hva) && self.live.load(Acquire);
         let written = match &window {
-            Ok(window) if usable && !status.is_ok() => {
-                self.write_status(window, position, status)
-            }
+            Ok(window) if usable && !status.is_ok() => self.write_status(window, position, status),
             _ => Ok(()),
         };
         self.progress.lock().finish(position);
@@ -401,8 +397,7 @@ impl Ring {
         }
         // Nothing is entered into the table once the ring is closed: see `close()`.
         let drain = self.drain.lock();
-        let known = self.live.load(Acquire)
-            && self.queue.host().follow(self, old, task).is_ok();
+        let known = self.live.load(Acquire) && self.queue.host().follow(self, old, task).is_ok();
         self.task.store(if known { task } else { 0 }, Relaxed);
         drop(drain);
         if !known {

@@ -15,8 +15,17 @@ const FIRST_ERROR: u16 = CallError::Refused as u16;
 
 /// Names of the error counters, in the order of the numbers in the header.
 const ERROR_NAMES: [&str; 11] = [
-    "refused", "function", "align", "size", "memory", "noring", "operation", "argument", "busy",
-    "nomem", "gone",
+    "refused",
+    "function",
+    "align",
+    "size",
+    "memory",
+    "noring",
+    "operation",
+    "argument",
+    "busy",
+    "nomem",
+    "gone",
 ];
 
 /// The counters of a VM. Any context.

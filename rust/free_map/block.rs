@@ -77,7 +77,7 @@ impl Block {
         let block_end = (Block::number(range.start()) + 1) * BLOCK_PAGES;
         for gfn in first..range.end().0.min(block_end) {
             let (word, shift) = Self::place(Gfn(gfn));
-            self.words[word] = self.words[word] & !(3 << shift) | (state as u64) << shift;
+            self.words[word] = (self.words[word] & !(3 << shift)) | ((state as u64) << shift);
         }
     }
 

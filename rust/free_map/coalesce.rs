@@ -6,24 +6,35 @@ use dlh_abi::GfnRange;
 
 /// Sorts `ranges` and joins those that touch or overlap; returns how many remain, at the front.
 ///
-/// The remaining runs are ascending, do not touch, and cover just the pages that were covered.
+/// The remaining runs are ascending, do not touch, and cover just the pages that were covered. Each
+/// range is inserted among those before it: guests report neighbours one after the other, so there are
+/// few runs at any time. (Not `sort_unstable`: objtool rejects its panics in a module.)
 pub fn coalesce(ranges: &mut [GfnRange]) -> usize {
-    ranges.sort_unstable_by_key(|r| r.start());
     let mut kept = 0;
     for i in 0..ranges.len() {
-        let r = ranges[i];
-        if kept > 0 {
-            let last = ranges[kept - 1];
-            if r.start() <= last.end() {
-                let end = last.end().max(r.end());
-                if let Ok(joined) = GfnRange::new(last.start(), end.0 - last.start().0) {
-                    ranges[kept - 1] = joined;
-                    continue;
-                }
-            }
+        let new = ranges[i];
+        // The runs that the new range touches: none that end before it, none that begin after it.
+        let first = ranges[..kept].partition_point(|r| r.end() < new.start());
+        let after = first + ranges[first..kept].partition_point(|r| r.start() <= new.end());
+        let joined = join(&ranges[first..after], new);
+        if first == after {
+            ranges.copy_within(first..kept, first + 1);
+            kept += 1;
+        } else {
+            ranges.copy_within(after..kept, first + 1);
+            kept -= after - first - 1;
         }
-        ranges[kept] = r;
-        kept += 1;
+        ranges[first] = joined;
     }
     kept
+}
+
+/// The run from the first page of `runs` or `new` to the last.
+fn join(runs: &[GfnRange], new: GfnRange) -> GfnRange {
+    runs.iter().fold(new, |all, run| {
+        let start = all.start().min(run.start());
+        let end = all.end().max(run.end());
+        // Never fails: it lies between two valid ranges.
+        GfnRange::new(start, end.0 - start.0).unwrap_or(all)
+    })
 }

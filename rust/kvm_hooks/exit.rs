@@ -47,7 +47,8 @@ impl<E: Events> ExitProbes<E> {
     pub fn find() -> Result<Arc<Self>, Missing> {
         let missing = |error| Missing { name: c"kvm_userspace_exit (tracepoint)", error };
         // SAFETY: May sleep here.
-        let left = NonNull::new(unsafe { bindings::dlh_tracepoint_left() }).ok_or(missing(ENOENT))?;
+        let found = unsafe { bindings::dlh_tracepoint_left() };
+        let left = NonNull::new(found).ok_or(missing(ENOENT))?;
         Arc::pin_init(
             // INVARIANT: Nothing is attached, nobody listens.
             pin_init!(Self { left, listeners <- new_mutex!(Listeners { count: 0, events: None }) }),
@@ -63,10 +64,16 @@ impl<E: Events> ExitProbes<E> {
         if listeners.count == 0 {
             let data = Arc::as_ptr(events).cast_mut().cast::<c_void>();
             // SAFETY: The probe takes what `data` is, and the `Arc` stored below keeps it alive.
-            to_result(unsafe { bindings::dlh_tracepoint_attach_exit(Some(exit_probe::<E>), data) })?;
+            to_result(unsafe {
+                bindings::dlh_tracepoint_attach_exit(Some(exit_probe::<E>), data)
+            })?;
             // SAFETY: As above; the tracepoint is in kvm.ko, which our symbols keep loaded.
             let left = to_result(unsafe {
-                bindings::dlh_tracepoint_attach_left(self.left.as_ptr(), Some(left_probe::<E>), data)
+                bindings::dlh_tracepoint_attach_left(
+                    self.left.as_ptr(),
+                    Some(left_probe::<E>),
+                    data,
+                )
             });
             if let Err(e) = left {
                 // SAFETY: Attached just above; may sleep here.
@@ -124,6 +131,11 @@ impl<E: Events> Drop for Listening<E> {
     }
 }
 
+/// Probe of `kvm_exit`.
+///
+/// # Safety
+///
+/// `data` is what it was attached with; `vcpu` has just exited on this thread.
 unsafe extern "C" fn exit_probe<E: Events>(
     data: *mut c_void,
     vcpu: *mut bindings::kvm_vcpu,
@@ -135,6 +147,11 @@ unsafe extern "C" fn exit_probe<E: Events>(
     events.exited(unsafe { Vcpu::from_raw(vcpu) });
 }
 
+/// Probe of `kvm_userspace_exit`.
+///
+/// # Safety
+///
+/// `data` is what it was attached with.
 unsafe extern "C" fn left_probe<E: Events>(data: *mut c_void, _reason: u32, _error: i32) {
     // SAFETY: As in `exit_probe`.
     unsafe { &*data.cast::<E>() }.left();

@@ -73,8 +73,8 @@ impl<E: Events> Hooks<E> {
             GFP_KERNEL,
         )
         .map_err(hypercall)?;
-        let target = KBox::new(Target { events, in_flight }, GFP_KERNEL)
-            .map_err(|e| hypercall(e.into()))?;
+        let target =
+            KBox::new(Target { events, in_flight }, GFP_KERNEL).map_err(|e| hypercall(e.into()))?;
         let target = KBox::into_raw(target);
         // Two registrations at once would mix up their types.
         if TARGET
@@ -145,6 +145,10 @@ fn symbol(name: unsafe extern "C" fn() -> *const kernel::ffi::c_char) -> &'stati
 }
 
 /// Stands in for `____kvm_emulate_hypercall(vcpu, cpl, complete)`: 1 tells KVM to pass on the result.
+///
+/// # Safety
+///
+/// Called in place of that function, by its caller.
 unsafe extern "C" fn hypercall_entry<E: Events>(
     vcpu: *mut bindings::kvm_vcpu,
     _cpl: i32,
@@ -166,6 +170,11 @@ unsafe extern "C" fn hypercall_entry<E: Events>(
     1
 }
 
+/// Called when `kvm_arch_destroy_vm(kvm)` is.
+///
+/// # Safety
+///
+/// `kvm` is still allocated.
 unsafe extern "C" fn destroy_entry<E: Events>(kvm: *mut bindings::kvm) {
     // SAFETY: As in `hypercall_entry`; ftrace waits for callbacks to return before unhooking ends.
     let target = unsafe { &*TARGET.load(Ordering::Acquire).cast::<Target<E>>() };

@@ -61,11 +61,7 @@ impl<T: Deferred> TaskWork<T> {
     /// An idle work item.
     pub fn new() -> Self {
         // INVARIANT: Not queued.
-        Self {
-            item: Opaque::uninit(),
-            payload: UnsafeCell::new(None),
-            queued: Atomic::new(false),
-        }
+        Self { item: Opaque::uninit(), payload: UnsafeCell::new(None), queued: Atomic::new(false) }
     }
 
     /// Queues `this` on the current task, unless it is queued already. `payload` is only made if it is
@@ -84,9 +80,8 @@ impl<T: Deferred> TaskWork<T> {
         // SAFETY: By the type invariant the flag just set makes the payload ours.
         unsafe { *work.payload.get() = Some((this.into(), payload)) };
         // SAFETY: As above for the item; it stays in place, for the payload holds a count of `this`.
-        let added = unsafe {
-            bindings::dlh_task_work_add_current(work.item.get(), Some(Self::entry))
-        };
+        let added =
+            unsafe { bindings::dlh_task_work_add_current(work.item.get(), Some(Self::entry)) };
         if added != 0 {
             // The task is exiting: it will not enter the guest again.
             // SAFETY: Not linked, so still ours.
@@ -97,6 +92,11 @@ impl<T: Deferred> TaskWork<T> {
         }
     }
 
+    /// Called on the task that it was queued on.
+    ///
+    /// # Safety
+    ///
+    /// `item` is the field of a `TaskWork<T>` that was queued, and is not linked any more.
     unsafe extern "C" fn entry(item: *mut bindings::dlh_task_work) {
         let offset = offset_of!(Self, item);
         // SAFETY: `item` is the field of a `TaskWork<T>`: no other item is queued with this function.
@@ -125,4 +125,3 @@ pub fn wait_for_task_works() {
     }
     crate::synchronize_tasks();
 }
-

@@ -70,6 +70,10 @@ impl<J: Job> Drop for Worker<J> {
 }
 
 /// Called by the thread in a loop, in the state it would sleep in if this returns false.
+///
+/// # Safety
+///
+/// `data` is what the worker was created with.
 unsafe extern "C" fn work<J: Job>(data: *mut c_void) -> bool {
     // SAFETY: `data` is the job, which is kept until the thread has ended.
     let job = unsafe { &*data.cast::<J>() };
@@ -82,6 +86,11 @@ unsafe extern "C" fn work<J: Job>(data: *mut c_void) -> bool {
     true
 }
 
+/// Called by the thread when the VMM is being killed.
+///
+/// # Safety
+///
+/// As [`work`].
 unsafe extern "C" fn killed<J: Job>(data: *mut c_void) {
     // SAFETY: As in `work`.
     unsafe { &*data.cast::<J>() }.killed();

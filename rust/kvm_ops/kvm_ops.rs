@@ -127,6 +127,11 @@ impl<T: Operation> Drop for Registration<T> {
     }
 }
 
+/// `attach` of the table.
+///
+/// # Safety
+///
+/// `ops` was registered by [`Registration::new`]; `kvm` is alive; `context` is a place for the result.
 unsafe extern "C" fn attach<T: Operation>(
     ops: *const bindings::kvm_dlh_ops,
     kvm: *mut bindings::kvm,
@@ -143,11 +148,21 @@ unsafe extern "C" fn attach<T: Operation>(
     })
 }
 
+/// `detach` of the table.
+///
+/// # Safety
+///
+/// `context` came from [`attach`], and is not used again.
 unsafe extern "C" fn detach<T: Operation>(context: *mut c_void) {
     // SAFETY: Made in `attach`, and handed back once.
     T::detach(unsafe { Arc::from_raw(context.cast::<T::Context>()) });
 }
 
+/// `execute` of the table.
+///
+/// # Safety
+///
+/// `context` came from [`attach`] for `kvm`, which is alive; `arg` points to two words; `token` is fresh.
 unsafe extern "C" fn execute<T: Operation>(
     context: *mut c_void,
     kvm: *mut bindings::kvm,

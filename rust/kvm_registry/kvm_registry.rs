@@ -147,12 +147,14 @@ impl<F: Feed> Registry<F> {
         Ok(())
     }
 
-    fn unregister(&self, ops: *const bindings::kvm_dlh_ops, for_each_vm: impl Fn(&dyn Fn(&Contexts))) {
+    fn unregister(
+        &self,
+        ops: *const bindings::kvm_dlh_ops,
+        for_each_vm: impl Fn(&dyn Fn(&Contexts)),
+    ) {
         let _changes = self.changes.lock();
-        let found = self
-            .slots
-            .iter()
-            .position(|slot| core::ptr::eq(slot.load(Ordering::Relaxed), ops));
+        let found =
+            self.slots.iter().position(|slot| core::ptr::eq(slot.load(Ordering::Relaxed), ops));
         let Some(number) = found else { return };
         self.slots[number].store(null_mut(), Ordering::Release);
         self.calls.synchronize();

@@ -36,8 +36,8 @@ impl<'a> GuestWindow<'a> {
     /// [`SlotError::None`] unless all of it lies in one usable memslot and the current thread has
     /// the VMM's address space.
     pub fn open(slots: &'a Memslots<'a>, gpa: Gpa, bytes: u64) -> Result<Self, SlotError> {
-        let frames = GfnRange::new(gpa.gfn(), bytes.div_ceil(PAGE_SIZE))
-            .map_err(|_| SlotError::None)?;
+        let frames =
+            GfnRange::new(gpa.gfn(), bytes.div_ceil(PAGE_SIZE)).map_err(|_| SlotError::None)?;
         let Span { hva, .. } = slots.translate_all(frames)?;
         if !slots.vm().is_current() {
             return Err(SlotError::None);
@@ -84,7 +84,8 @@ impl<'a> GuestWindow<'a> {
         let start = buffer.as_mut_ptr();
         // SAFETY: `MaybeUninit<u8>` may hold anything and has no alignment, and this is the very
         // memory of `buffer`, borrowed mutably.
-        let raw = unsafe { core::slice::from_raw_parts_mut(start.cast::<MaybeUninit<u8>>(), bytes) };
+        let raw =
+            unsafe { core::slice::from_raw_parts_mut(start.cast::<MaybeUninit<u8>>(), bytes) };
         self.slice(offset, bytes)?.reader().read_raw(raw)?;
         // SAFETY: `read_raw` initialised all bytes, and any bytes are a valid `RawEntry`: it has
         // integer fields and no padding (its size is the sum of theirs).

@@ -78,9 +78,8 @@ impl<'a> Memslots<'a> {
     fn lookup(&self, gfn: Gfn) -> Result<(Hva, u64), SlotError> {
         let (mut hva, mut pages) = (0, 0);
         // SAFETY: By the type invariant the srcu read lock is held.
-        let kind = unsafe {
-            bindings::dlh_kvm_translate(self.vm.as_ptr(), gfn.0, &mut hva, &mut pages)
-        };
+        let kind =
+            unsafe { bindings::dlh_kvm_translate(self.vm.as_ptr(), gfn.0, &mut hva, &mut pages) };
         match kind {
             bindings::dlh_slot_DLH_SLOT_USABLE => Ok((Hva(hva), pages)),
             bindings::dlh_slot_DLH_SLOT_READONLY => Err(SlotError::ReadOnly),

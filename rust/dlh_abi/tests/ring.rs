@@ -2,7 +2,9 @@
 
 //! Producer and consumer against each other, and against a guest that lies.
 
-use dlh_abi::{has_passed, Broken, Call, Consumer, Cookie, Operation, Producer, RawEntry, RingSize};
+use dlh_abi::{
+    has_passed, Broken, Call, Consumer, Cookie, Operation, Producer, RawEntry, RingSize,
+};
 use proptest::prelude::*;
 
 const COOKIE: Cookie = Cookie(0x1234_5678_9abc_def0);
@@ -23,7 +25,8 @@ fn start() -> impl Strategy<Value = u32> {
 #[test]
 fn every_start_slot_and_the_wrap_of_the_index() {
     for start in (0..130).chain((0..130).map(|d| u32::MAX - d)) {
-        let (mut p, mut c) = (Producer::new(size(), COOKIE, start), Consumer::new(size(), COOKIE, start));
+        let (mut p, mut c) =
+            (Producer::new(size(), COOKIE, start), Consumer::new(size(), COOKIE, start));
         let mut memory = [RawEntry::default(); 64];
         for lap in 0..3u64 {
             for i in 0..64 {

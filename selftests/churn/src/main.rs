@@ -57,7 +57,7 @@ const MIB_WORDS: usize = (1 << 20) / size_of::<u64>();
 /// The word that belongs at `index` in lap `lap` of thread `thread`; never 0, which is what released
 /// memory reads as.
 fn pattern(thread: u64, lap: u64, index: usize) -> u64 {
-    let seed = thread << 48 ^ lap << 24 ^ index as u64;
+    let seed = (thread << 48) ^ (lap << 24) ^ index as u64;
     seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1
 }
 
