@@ -9,12 +9,15 @@
 
 #include <linux/types.h>
 #include <linux/kvm_dlh.h>
+#include <linux/notifier.h>
 
 struct callback_head;
 struct kvm;
 struct kvm_vcpu;
 struct mm_struct;
 struct page;
+struct page_reporting_dev_info;
+struct scatterlist;
 struct tracepoint;
 struct vhost_task;
 struct vm_area_struct;
@@ -100,8 +103,41 @@ void dlh_worker_running(void);
 void dlh_worker_wake(struct vhost_task *task);
 void dlh_worker_stop(struct vhost_task *task);
 
-/* helpers/guest.c: the guest's hypercall instruction. */
+/* helpers/guest.c: what the guest's driver needs. */
 s64 dlh_guest_hypercall(u64 function, u64 arg0, u64 arg1, u64 arg2);
+s64 dlh_guest_unknown_hypercall(void);
 bool dlh_guest_on_kvm(void);
+bool dlh_guest_memory_encrypted(void);
+bool dlh_guest_free_pages_poisoned(void);
+void *dlh_guest_ring_alloc(size_t bytes);
+void dlh_guest_ring_free(void *ring, size_t bytes);
+u64 dlh_guest_ring_gpa(void *ring);
+u32 dlh_guest_cpu_get(void);
+void dlh_guest_cpu_put(void);
+void dlh_guest_sleep(u32 ms);
+u64 dlh_guest_tsc(void);
+u32 dlh_guest_tsc_khz(void);
+int dlh_guest_cpuhp_create(const char *name,
+			   int (*online)(unsigned int cpu, struct hlist_node *node),
+			   int (*offline)(unsigned int cpu, struct hlist_node *node));
+int dlh_guest_cpuhp_add(int state, struct hlist_node *node);
+void dlh_guest_cpuhp_remove(int state, struct hlist_node *node);
+void dlh_guest_cpuhp_destroy(int state);
+int dlh_guest_reboot_register(struct notifier_block *block);
+void dlh_guest_reboot_unregister(struct notifier_block *block);
+struct dlh_guest_reporting {
+	void *opaque[24];
+};
+typedef int (*dlh_guest_report_fn)(struct page_reporting_dev_info *info, struct scatterlist *list,
+				   unsigned int count);
+int dlh_guest_reporting_register(struct dlh_guest_reporting *reporting, dlh_guest_report_fn report,
+				 u32 order);
+void dlh_guest_reporting_unregister(struct dlh_guest_reporting *reporting);
+u32 dlh_guest_reporting_order(void);
+void dlh_guest_reporting_set_order(u32 order);
+u32 dlh_guest_pageblock_order(void);
+u64 dlh_guest_sg_gpa(struct scatterlist *sg);
+u64 dlh_guest_sg_bytes(const struct scatterlist *sg);
+struct scatterlist *dlh_guest_sg_next(struct scatterlist *sg);
 
 #endif

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `/sys/kernel/debug/dlh_guest/`: `stats`, and `bench`, which measures when it is read.
+
+use kernel::{
+    debugfs::{Dir, File},
+    fmt,
+    prelude::*,
+    sync::Arc,
+};
+use kvm_guest::hypercall;
+
+use crate::{bench, rings::Rings};
+
+/// The driver's directory; gone when this is dropped.
+pub(crate) struct Directory {
+    _stats: Pin<KBox<File<Arc<Rings>>>>,
+    _bench: Pin<KBox<File<Arc<Rings>>>>,
+    _dir: Dir,
+}
+
+impl Directory {
+    /// Makes it. Without debugfs nothing is shown, and nothing else changes. May sleep.
+    pub(crate) fn new(rings: &Arc<Rings>) -> Result<Self> {
+        let dir = Dir::new(c"dlh_guest");
+        let stats: &'static _ = &|rings: &Arc<Rings>, f: &mut fmt::Formatter<'_>| {
+            fmt::Display::fmt(rings.stats(), f)?;
+            writeln!(f, "hypercalls {}", hypercall::made())?;
+            writeln!(f, "rings {}", rings.live())
+        };
+        let bench: &'static _ =
+            &|rings: &Arc<Rings>, f: &mut fmt::Formatter<'_>| bench::run(rings, f);
+        Ok(Self {
+            _stats: KBox::pin_init(
+                dir.read_callback_file(c"stats", rings.clone(), stats),
+                GFP_KERNEL,
+            )?,
+            _bench: KBox::pin_init(
+                dir.read_callback_file(c"bench", rings.clone(), bench),
+                GFP_KERNEL,
+            )?,
+            _dir: dir,
+        })
+    }
+}

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One ring for each CPU: when there is one, and when another one is tried.
+
+use dlh_abi::RingSize;
+use kernel::{
+    cpu::{nr_cpu_ids, CpuId},
+    new_mutex, pr_warn_once,
+    prelude::*,
+    sync::{
+        atomic::{
+            ordering::{Acquire, Release},
+            Atomic,
+        },
+        Arc, Mutex,
+    },
+    time::{Instant, Monotonic},
+};
+use kvm_guest::{CpuEvents, CpuGuard, LocalRing, NewRing, RebootEvents, RingTable};
+
+use crate::stats::{Event, Stats};
+
+/// Milliseconds between two attempts to give a CPU a ring.
+const RETRY_MS: i64 = 5000;
+
+/// The rings of this machine.
+#[pin_data]
+pub(crate) struct Rings {
+    size: RingSize,
+    table: RingTable,
+    stats: Stats,
+    /// This kernel ends: there are no rings any more.
+    ending: Atomic<bool>,
+    #[pin]
+    control: Mutex<Control>,
+}
+
+struct Control {
+    cpus: KVec<Cpu>,
+}
+
+/// What is known of a CPU.
+#[derive(Clone, Copy, Default)]
+struct Cpu {
+    online: bool,
+    /// When a ring was tried last.
+    tried: Option<Instant<Monotonic>>,
+}
+
+impl Rings {
+    /// No rings yet. May sleep.
+    pub(crate) fn new(size: RingSize) -> Result<Arc<Self>> {
+        let cpus = KVec::from_elem(Cpu::default(), nr_cpu_ids() as usize, GFP_KERNEL)?;
+        Arc::pin_init(
+            try_pin_init!(Self {
+                size,
+                table: RingTable::new()?,
+                stats: Stats::new(),
+                ending: Atomic::new(false),
+                control <- new_mutex!(Control { cpus }),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// The statistics.
+    pub(crate) fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Number of rings the host takes calls from.
+    pub(crate) fn live(&self) -> usize {
+        self.table.live()
+    }
+
+    /// Whether nothing is to be asked of the host any more.
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending.load(Acquire)
+    }
+
+    /// The ring of this CPU, if it has one that works.
+    #[inline]
+    pub(crate) fn local<'a>(&self, here: &'a CpuGuard) -> Option<LocalRing<'a>> {
+        self.table.local(here)
+    }
+
+    /// Gives the CPU that this runs on another ring if it has none that works, and none was tried a
+    /// short while ago. May sleep.
+    pub(crate) fn revive(&self) {
+        if self.local(&CpuGuard::new()).is_some() {
+            return;
+        }
+        let cpu = CpuId::current().as_u32();
+        let mut control = self.control.lock();
+        let Some(state) = control.cpus.get(cpu as usize) else { return };
+        let due = state.tried.is_none_or(|tried| tried.elapsed().as_millis() >= RETRY_MS);
+        if state.online && due {
+            self.set_up(&mut control, cpu);
+        }
+    }
+
+    /// Gives `cpu` a new ring, if that is where this runs. May sleep.
+    fn set_up(&self, control: &mut Control, cpu: u32) {
+        if self.is_ending() {
+            return;
+        }
+        let Some(state) = control.cpus.get_mut(cpu as usize) else { return };
+        state.tried = Some(Instant::now());
+        self.tear_down(cpu);
+        let ring = NewRing::new(self.size);
+        let here = CpuGuard::new();
+        if here.cpu() != cpu {
+            state.tried = None;
+            drop(here);
+            return;
+        }
+        let ring = match ring {
+            Ok(ring) => ring.set_up(&here),
+            Err(_) => {
+                self.stats.count(Event::SetUpFailed);
+                pr_warn_once!("no memory for the ring of a CPU\n");
+                return;
+            }
+        };
+        match ring.map(|ring| self.table.insert(ring)) {
+            Ok(inserted) => {
+                self.stats.count(Event::SetUp);
+                drop(here);
+                // Cannot be: the place was emptied above, and is filled under the lock only.
+                drop(inserted);
+            }
+            Err(e) => {
+                drop(here);
+                self.stats.count(Event::SetUpFailed);
+                pr_warn_once!("a CPU has no ring: {}\n", e);
+            }
+        }
+    }
+
+    /// Takes the ring of `cpu` away, if it has one. May sleep.
+    fn tear_down(&self, cpu: u32) {
+        if let Some(ring) = self.table.remove(cpu) {
+            // Who waits for its calls may hold on to it, but need not wait any longer.
+            ring.close();
+        }
+    }
+}
+
+impl CpuEvents for Rings {
+    fn online(&self, cpu: u32) {
+        let mut control = self.control.lock();
+        if let Some(state) = control.cpus.get_mut(cpu as usize) {
+            state.online = true;
+        }
+        self.set_up(&mut control, cpu);
+    }
+
+    fn offline(&self, cpu: u32) {
+        let mut control = self.control.lock();
+        if let Some(state) = control.cpus.get_mut(cpu as usize) {
+            *state = Cpu::default();
+        }
+        self.tear_down(cpu);
+    }
+}
+
+impl RebootEvents for Rings {
+    /// What comes after this kernel uses the memory for something else.
+    fn ending(&self) {
+        self.ending.store(true, Release);
+        let _control = self.control.lock();
+        for cpu in 0..nr_cpu_ids() {
+            self.tear_down(cpu);
+        }
+    }
+}

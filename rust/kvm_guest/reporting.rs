@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Free page reporting: pages that the page allocator lends for as long as a report takes.
+//!
+//! C header: `include/linux/page_reporting.h`. Pages of a report are isolated from the allocator
+//! until its callback returns, and the callback here returns only when the host is done with every
+//! page of it that was named to the host: DESIGN.md rule 1 is kept in this file.
+
+use core::{marker::PhantomData, ptr::null_mut};
+
+use dlh_abi::{Call, Error as CallError, Operation};
+use dlh_bindings as bindings;
+use kernel::{
+    container_of,
+    error::{from_result, to_result},
+    pr_warn_once,
+    prelude::*,
+    sync::Arc,
+    types::{NotThreadSafe, Opaque},
+};
+
+use crate::{cpu::sleep_ms, hypercall, hypercall::HostError, LocalRing, Ring, FAULT_REPORT_EARLY};
+
+/// Milliseconds between the questions to a host whose answers leave open what it works on.
+const LAST_RESORT_MS: u32 = 100;
+
+/// Who reports.
+pub trait Reporter: Send + Sync + 'static {
+    /// Tells the host of the pages in `report`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// The pages stay unreported, and are reported again at some later time.
+    fn report(&self, report: &mut Report<'_>) -> Result;
+}
+
+/// What became of the calls in a batch.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    /// Calls the host is done with.
+    pub calls: u32,
+    /// Those of them that were not executed; their pages are as they were.
+    pub declined: u32,
+    /// Those of the declined that were not because the host has no such operation (any more).
+    pub gone: u32,
+}
+
+/// How far a batch is.
+#[derive(Clone, Copy, Debug)]
+pub enum Progress {
+    /// The host may be working on it.
+    Working,
+    /// The host is done with it.
+    Finished(Tally),
+    /// The ring is dead: the host will do no more, and does not say what it did.
+    Lost,
+}
+
+/// What was placed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Placed {
+    /// Ranges, one call each; 0 if the ring was full.
+    pub ranges: u32,
+    /// Pages in them.
+    pub pages: u64,
+}
+
+/// Calls that were placed and are not known to be finished.
+struct Batch {
+    ring: Arc<Ring>,
+    /// Position of the first call.
+    first: u32,
+    /// Number of calls; 0 stands for those before `first`, which others placed.
+    count: u32,
+}
+
+/// The ranges of one report that have not been placed yet, and those that have and are not finished.
+///
+/// # Invariants
+///
+/// `next` is an entry of the scatterlist that the page allocator passed to the callback that this was
+/// made in, with `left` entries from there on, or `left` is 0.
+pub struct Report<'a> {
+    next: *mut bindings::scatterlist,
+    left: u32,
+    batch: Option<Batch>,
+    _list: PhantomData<&'a ()>,
+    _thread: NotThreadSafe,
+}
+
+impl Report<'_> {
+    /// Number of ranges that have not been placed.
+    pub fn left(&self) -> u32 {
+        self.left
+    }
+
+    /// The next range as a call, and its pages.
+    fn next(&self) -> Option<(Call, u64)> {
+        if self.left == 0 {
+            return None;
+        }
+        // SAFETY: By the type invariant.
+        let (gpa, bytes) = unsafe {
+            (bindings::dlh_guest_sg_gpa(self.next), bindings::dlh_guest_sg_bytes(self.next))
+        };
+        Some((Call { op: Operation::FREE_PAGES, arg: [gpa, bytes] }, bytes / dlh_abi::PAGE_SIZE))
+    }
+
+    /// Goes on to the range after the next one.
+    fn advance(&mut self) {
+        self.left -= 1;
+        if self.left > 0 {
+            // SAFETY: By the type invariant there is another.
+            self.next = unsafe { bindings::dlh_guest_sg_next(self.next) };
+        }
+    }
+
+    /// Places as many ranges in the ring as there are, and as there is room for: a batch, which
+    /// [`Report::poll`] looks after. Nothing is placed while there is a batch already.
+    pub fn place(&mut self, ring: &mut LocalRing<'_>) -> Placed {
+        let mut placed = Placed::default();
+        if self.batch.is_some() {
+            return placed;
+        }
+        let first = ring.tail();
+        while let Some((call, pages)) = self.next() {
+            // SAFETY: The page allocator has lent the pages until the callback returns, which
+            // `settle()` puts off until this call has been passed or the ring is dead.
+            if !unsafe { ring.place(&call) } {
+                break;
+            }
+            placed.ranges += 1;
+            placed.pages += pages;
+            self.advance();
+        }
+        self.batch = Some(Batch { ring: ring.ring(), first, count: placed.ranges });
+        placed
+    }
+
+    /// Has the host work on the next range while the vCPU waits; no ring is needed. Returns its pages.
+    ///
+    /// # Errors
+    ///
+    /// The host did not: the pages are as they were. That includes that there is no next range.
+    pub fn call_next(&mut self) -> Result<u64, Option<HostError>> {
+        let (call, pages) = self.next().ok_or(None)?;
+        self.advance();
+        // SAFETY: The pages are lent until the callback returns, which is after this call.
+        unsafe { hypercall::call(&call) }.map(|()| pages).map_err(Some)
+    }
+
+    /// How far the batch is. When it is not being worked on any more, there is no batch afterwards.
+    pub fn poll(&mut self) -> Progress {
+        let Some(Batch { ring, first, count }) = &self.batch else {
+            return Progress::Finished(Tally::default());
+        };
+        // Before `done`: a ring dies after the last change of `done`.
+        let dead = ring.is_dead();
+        let last = first.wrapping_add(*count).wrapping_sub(1);
+        let progress = if ring.has_passed(last) {
+            let mut tally = Tally { calls: *count, ..Tally::default() };
+            for i in 0..*count {
+                let status = ring.status(first.wrapping_add(i));
+                tally.declined += u32::from(!status.is_ok());
+                let gone =
+                    status == CallError::Operation.into() || status == CallError::Gone.into();
+                tally.gone += u32::from(gone);
+            }
+            Progress::Finished(tally)
+        } else if dead {
+            Progress::Lost
+        } else {
+            return Progress::Working;
+        };
+        self.batch = None;
+        progress
+    }
+
+    /// Whether the host says that it takes no more from the ring of the batch: [`Report::kick`] then.
+    pub fn is_detached(&self) -> bool {
+        self.batch.as_ref().is_some_and(|batch| batch.ring.is_detached())
+    }
+
+    /// Has the host work on the batch while the vCPU waits. [`Report::poll`] knows what came of it.
+    pub fn kick(&self) {
+        if let Some(batch) = &self.batch {
+            batch.ring.kick();
+        }
+    }
+
+    /// Waits until the host works on nothing of this report any more, however long it takes.
+    fn settle(&mut self) {
+        while matches!(self.poll(), Progress::Working) {
+            self.kick();
+            if !matches!(self.poll(), Progress::Working) {
+                break;
+            }
+            pr_warn_once!("the host does not say that it is done with a report\n");
+            sleep_ms(LAST_RESORT_MS);
+        }
+    }
+}
+
+/// Has the page allocator report free pages to `T` until this is dropped.
+///
+/// # Invariants
+///
+/// `info` is registered with the page allocator.
+#[pin_data(PinnedDrop)]
+pub struct PageReporting<T: Reporter> {
+    #[pin]
+    info: Opaque<bindings::dlh_guest_reporting>,
+    reporter: Arc<T>,
+    previous_order: u32,
+}
+
+// SAFETY: The registration belongs to no thread.
+unsafe impl<T: Reporter> Send for PageReporting<T> {}
+// SAFETY: There are no methods on a shared reference that change anything.
+unsafe impl<T: Reporter> Sync for PageReporting<T> {}
+
+impl<T: Reporter> PageReporting<T> {
+    /// Registers it. Free blocks of 2^`order` pages and more are reported; `None` leaves the choice to
+    /// the kernel, which has a parameter for it. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `EBUSY`: somebody else reports; `ENOMEM`.
+    pub fn new(order: Option<u32>, reporter: Arc<T>) -> Result<Pin<KBox<Self>>> {
+        // SAFETY: May be called anywhere.
+        let previous_order = match unsafe { bindings::dlh_guest_reporting_order() } {
+            // Not chosen yet. The kernel would choose this; it cannot go back to "not chosen".
+            // SAFETY: May be called anywhere.
+            u32::MAX => unsafe { bindings::dlh_guest_pageblock_order() },
+            order => order,
+        };
+        let first_order = order.unwrap_or(previous_order);
+        let this = KBox::try_pin_init(
+            try_pin_init!(Self {
+                previous_order,
+                reporter,
+                info <- Opaque::try_ffi_init(move |place: *mut bindings::dlh_guest_reporting| {
+                    // SAFETY: The place is ours to fill.
+                    unsafe { place.write(Default::default()) };
+                    // INVARIANT: Registered, or there is no `Self`.
+                    // SAFETY: It is zeroed and pinned, within a `Self`, and stays until `drop`
+                    // unregisters it; `reporter`, which the callback uses, is there already.
+                    to_result(unsafe {
+                        bindings::dlh_guest_reporting_register(
+                            place,
+                            Some(report::<T>),
+                            first_order,
+                        )
+                    })
+                }),
+            }? Error),
+            GFP_KERNEL,
+        )?;
+        if let Some(order) = order {
+            // The kernel heeds the order of a registration only the first time.
+            // SAFETY: Who is registered may change the order at any time, as its parameter may.
+            unsafe { bindings::dlh_guest_reporting_set_order(order) };
+        }
+        Ok(this)
+    }
+
+    /// The order that is in force.
+    pub fn order(&self) -> u32 {
+        // SAFETY: May be called anywhere.
+        unsafe { bindings::dlh_guest_reporting_order() }
+    }
+}
+
+#[pinned_drop]
+impl<T: Reporter> PinnedDrop for PageReporting<T> {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: By the type invariant; may sleep here. The callback does not run afterwards. The
+        // order is given back while nobody else can have registered with another.
+        unsafe {
+            bindings::dlh_guest_reporting_set_order(self.previous_order);
+            bindings::dlh_guest_reporting_unregister(self.info.get());
+        }
+    }
+}
+
+/// # Safety
+///
+/// For the page allocator, with the registration of a [`PageReporting<T>`] and a list of `count`
+/// entries, whose pages are isolated until this returns.
+unsafe extern "C" fn report<T: Reporter>(
+    info: *mut bindings::page_reporting_dev_info,
+    list: *mut bindings::scatterlist,
+    count: u32,
+) -> i32 {
+    // SAFETY: Only a `PageReporting<T>` is registered with this function.
+    let this = unsafe {
+        &*container_of!(
+            Opaque::cast_from(info.cast::<bindings::dlh_guest_reporting>()),
+            PageReporting<T>,
+            info
+        )
+    };
+    // INVARIANT: The page allocator passes `count` entries.
+    let mut report = Report {
+        next: if count == 0 { null_mut() } else { list },
+        left: count,
+        batch: None,
+        _list: PhantomData,
+        _thread: NotThreadSafe,
+    };
+    let result = this.reporter.report(&mut report);
+    if !FAULT_REPORT_EARLY {
+        report.settle();
+    }
+    from_result(|| result.map(|()| 0))
+}
