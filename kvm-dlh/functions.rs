@@ -82,6 +82,8 @@ fn set_up(
         return Err(CallError::Align);
     }
     let size = RingSize::try_from(entries)?;
+    // What is refused costs the caller nothing, not even the ring it has.
+    Ring::check_memory(vcpu, gpa, size)?;
     queue.remove_ring(vcpu.index(), Some(vcpu));
     let ring = Ring::set_up(queue, vcpu, gpa, size)?;
     host.announce_ring(&ring).map_err(|_| CallError::NoMemory)?;

@@ -15,7 +15,8 @@
 //! 2. `VmQueue::rings`
 //! 3. `Ring::drain` (held while operations execute)
 //! 4. `Ring::publish`
-//! 5. `Ring::progress`, `Ring::hold` (spin locks)
+//! 5. `Ring::late`
+//! 6. `Ring::progress` (spin lock)
 
 use kernel::prelude::*;
 

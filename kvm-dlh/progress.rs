@@ -18,6 +18,8 @@ pub(crate) struct Progress {
     pending: KVec<u64>,
     unfinished: u32,
     outstanding: u32,
+    /// Entries completed on foreign threads, which wait for one of the VMM to end them.
+    pub(crate) late: u32,
     closed: bool,
     left_behind: bool,
     hold: Option<VcpuRef>,
@@ -33,6 +35,7 @@ impl Progress {
             pending,
             unfinished: 0,
             outstanding: 0,
+            late: 0,
             closed: false,
             left_behind: false,
             hold: None,

@@ -171,7 +171,7 @@ impl VmQueue {
     /// Detaches a ring and forgets it. May sleep.
     pub(crate) fn remove_ring(&self, id: u32, vcpu: Option<&Vcpu>) -> bool {
         let Some(ring) = self.ring(id) else { return false };
-        ring.close();
+        ring.close(vcpu);
         if let Some(vcpu) = vcpu {
             ring.retire(vcpu.vm());
         }
@@ -204,7 +204,7 @@ impl VmQueue {
         this.dead.store(true, Release);
         this.host.burial_begins();
         // Refused only if it is queued already, which happens once in a VM's life.
-        if workqueue::system_unbound().enqueue(this).is_err() {
+        if workqueue::system_long().enqueue(this).is_err() {
             pr_err!("a VM ended twice\n");
         }
     }

@@ -56,6 +56,9 @@ pub(crate) struct Ring {
     publish: Mutex<Shown>,
     #[pin]
     progress: SpinLock<Progress>,
+    /// Completed on threads that are not the VMM's, and not ended yet.
+    #[pin]
+    late: Mutex<KVec<(u32, Status)>>,
     #[pin]
     settled: CondVar,
     _listening: Listening<Host>,
@@ -94,6 +97,16 @@ impl From<Error> for Detached {
 }
 
 impl Ring {
+    /// Whether a ring could lie at `gpa`. On the vCPU's thread; may sleep.
+    pub(crate) fn check_memory(vcpu: &Vcpu, gpa: Gpa, size: RingSize) -> Result<(), CallError> {
+        let slots = vcpu.vm().memslots();
+        let window = GuestWindow::open(&slots, gpa, size.bytes()).map_err(|_| CallError::Memory)?;
+        // The first and the last word stand for all: the slot is one piece.
+        let last = size.slot_offset(size.get() - 1) as usize;
+        let reachable = window.read::<u32>(header::TAIL).and(window.read::<u64>(last));
+        reachable.map(drop).map_err(|_| CallError::Memory)
+    }
+
     /// Makes the ring at `gpa` for `vcpu`, and writes the host's part of its header. On the vCPU's
     /// thread; may sleep.
     pub(crate) fn set_up(
@@ -131,6 +144,7 @@ impl Ring {
                 drain <- new_mutex!(()),
                 publish <- new_mutex!(Shown { done: start, declined: 0 }),
                 progress <- new_spinlock!(progress),
+                late <- new_mutex!(KVec::new()),
                 settled <- new_condvar!(),
                 _listening: listening,
             }),
@@ -202,6 +216,7 @@ impl Ring {
         // Read before the memslots are: a change in between is noticed at the next exit.
         let generation = vm.generation();
         let slots = vm.memslots();
+        self.end_late(Some(vcpu));
         let left_behind = match self.look(vm, &slots, budget) {
             Ok(left_behind) => left_behind,
             Err(why) => {
@@ -322,21 +337,55 @@ impl Ring {
         Ok(())
     }
 
-    /// A pending entry is finished. On a thread of the VMM if `done` is to be shown at once; on any
-    /// other the next exit shows it. May sleep.
+    /// A pending entry is finished. On a thread of the VMM this is shown at once; otherwise by the next
+    /// drain, or whoever waits. May sleep.
     pub(crate) fn complete(&self, position: u32, status: Status) {
-        self.queue.stats().ended(status);
         let held = self.progress.lock().held().and_then(|vcpu| vcpu.try_get());
-        match &held {
+        let foreign = held.as_ref().is_some_and(|vcpu| !vcpu.vm().is_current());
+        if foreign && self.leave_to_vmm(position, status) {
+            return;
+        }
+        // What is outstanding holds the VM, so there is one; the indices must agree all the same.
+        self.end(held.as_deref(), position, status);
+        drop(held);
+    }
+
+    /// Leaves it to a thread of the VMM to end an entry. False if there is no memory to note it.
+    fn leave_to_vmm(&self, position: u32, status: Status) -> bool {
+        let mut late = self.late.lock();
+        if late.push((position, status), GFP_KERNEL_ACCOUNT).is_err() {
+            return false;
+        }
+        self.progress.lock().late += 1;
+        self.generation.store(u64::MAX, Relaxed);
+        self.settled.notify_all();
+        true
+    }
+
+    fn next_late(&self) -> Option<(u32, Status)> {
+        let mut late = self.late.lock();
+        let next = late.pop()?;
+        self.progress.lock().late -= 1;
+        Some(next)
+    }
+
+    /// Ends an entry: stores its status, lets `done` pass it, shows that, and only then counts it as
+    /// settled. Without a vCPU the guest's memory is left alone. May sleep.
+    fn end(&self, vcpu: Option<&Vcpu>, position: u32, status: Status) {
+        self.queue.stats().ended(status);
+        let shown = match vcpu {
             Some(vcpu) => {
                 let slots = vcpu.vm().memslots();
-                if self.complete_in(&slots, position, status).is_err() {
-                    // The next exit of the vCPU looks properly.
-                    self.generation.store(u64::MAX, Relaxed);
-                }
+                self.show_end(&slots, position, status)
             }
-            // Cannot be: what is outstanding holds the VM. The indices must agree all the same.
-            None => self.progress.lock().finish(position),
+            None => {
+                self.progress.lock().finish(position);
+                Ok(())
+            }
+        };
+        if shown.is_err() {
+            // The next exit of the vCPU looks properly.
+            self.generation.store(u64::MAX, Relaxed);
         }
         let unneeded = {
             let mut progress = self.progress.lock();
@@ -347,33 +396,47 @@ impl Ring {
             progress.release()
         };
         drop(unneeded);
-        drop(held);
     }
 
-    fn complete_in(
+    fn show_end(
         &self,
         slots: &Memslots<'_>,
         position: u32,
         status: Status,
     ) -> Result<(), Detached> {
-        let window = GuestWindow::open(slots, self.gpa, self.size.bytes());
-        let usable = window.as_ref().is_ok_and(|w| w.hva() == self.hva) && self.live.load(Acquire);
+        let window = GuestWindow::open(slots, self.gpa, self.size.bytes())
+            .map_err(Detached::from)
+            .and_then(|window| self.still_ours(window));
         let written = match &window {
-            Ok(window) if usable && !status.is_ok() => self.write_status(window, position, status),
+            Ok(window) if !status.is_ok() => self.write_status(window, position, status),
             _ => Ok(()),
         };
         self.progress.lock().finish(position);
         written?;
-        if usable {
-            self.show(&window?)?;
-        }
+        self.show(&window?)?;
         Ok(())
+    }
+
+    /// Whether entries of the ring may still be written to.
+    fn still_ours<'a>(&self, window: GuestWindow<'a>) -> Result<GuestWindow<'a>, Detached> {
+        if window.hva() == self.hva && self.live.load(Acquire) {
+            Ok(window)
+        } else {
+            Err(Detached::Memory)
+        }
+    }
+
+    /// Ends the entries that were completed on other threads. May sleep.
+    fn end_late(&self, vcpu: Option<&Vcpu>) {
+        while let Some((position, status)) = self.next_late() {
+            self.end(vcpu, position, status);
+        }
     }
 
     /// Executes what is visible to its end, and shows it. On a vCPU thread of the VM; may sleep.
     pub(crate) fn kick(&self, vcpu: &Vcpu) -> Result<(), CallError> {
         self.drain(vcpu, u32::MAX);
-        self.settle();
+        self.settle(Some(vcpu));
         if self.live.load(Acquire) {
             Ok(())
         } else {
@@ -382,15 +445,21 @@ impl Ring {
     }
 
     /// Waits until nothing that was taken is unfinished, or not shown yet. May sleep.
-    fn settle(&self) {
-        let mut progress = self.progress.lock();
-        while progress.outstanding() > 0 {
-            self.settled.wait(&mut progress);
+    fn settle(&self, vcpu: Option<&Vcpu>) {
+        loop {
+            self.end_late(vcpu);
+            let mut progress = self.progress.lock();
+            if progress.outstanding() == 0 {
+                break;
+            }
+            if progress.late == 0 {
+                self.settled.wait(&mut progress);
+            }
         }
     }
 
     /// Has the return of this thread to the VMM lead here. May sleep.
-    fn follow(self: &Arc<Self>, task: usize) {
+    fn follow(self: &Arc<Self>, vcpu: &Vcpu, task: usize) {
         let old = self.task.load(Relaxed);
         if old == task {
             return;
@@ -402,7 +471,7 @@ impl Ring {
         drop(drain);
         if !known {
             // The return to the VMM would go unnoticed: no entry may be left pending then.
-            self.close();
+            self.close(Some(vcpu));
         }
     }
 
@@ -416,14 +485,14 @@ impl Ring {
     }
 
     /// Detaches the ring in good order: on return nothing of it is, or will be, worked on. May sleep.
-    pub(crate) fn close(&self) {
+    pub(crate) fn close(&self, vcpu: Option<&Vcpu>) {
         {
             let _drain = self.drain.lock();
             self.live.store(false, Release);
             let mut progress = self.progress.lock();
             progress.close();
         }
-        self.settle();
+        self.settle(vcpu);
         let unneeded = self.progress.lock().release();
         drop(unneeded);
     }
@@ -464,14 +533,14 @@ impl Deferred for Ring {
     }
 
     fn run(this: Arc<Self>, vcpu: VcpuRef) {
-        this.follow(Task::current_raw() as usize);
+        this.follow(&vcpu, Task::current_raw() as usize);
         if vcpu.is_in_run() {
             this.drain(&vcpu, this.queue.host().budget());
         } else {
             // The VMM may reset the guest or restore a snapshot as soon as it runs: nothing may be
             // left that belongs to the guest of before.
             this.drain(&vcpu, u32::MAX);
-            this.settle();
+            this.settle(Some(&vcpu));
         }
     }
 }
