@@ -8,6 +8,7 @@
 //! C header: `include/linux/gfp.h`.
 
 use core::{
+    marker::PhantomData,
     ptr::NonNull,
     sync::atomic::{fence, Ordering},
 };
@@ -57,13 +58,36 @@ impl RingMemory {
         Gpa(unsafe { bindings::dlh_guest_ring_gpa(self.base.as_ptr().cast()) })
     }
 
+    /// Access to its words.
+    #[inline]
+    pub(crate) fn words(&self) -> Words<'_> {
+        // INVARIANT: That is the memory's own invariant.
+        Words { base: self.base, size: self.size, _memory: PhantomData }
+    }
+}
+
+/// Access to the words of a ring's memory.
+///
+/// It is passed by value, so that the compiler need not look up where the ring is after each write.
+///
+/// # Invariants
+///
+/// `base` and `size` are those of a [`RingMemory`] that lives as long as `'a`.
+#[derive(Clone, Copy)]
+pub(crate) struct Words<'a> {
+    base: NonNull<u8>,
+    size: RingSize,
+    _memory: PhantomData<&'a RingMemory>,
+}
+
+impl Words<'_> {
     /// Reads a word of the header.
     ///
     /// # Safety
     ///
     /// `offset` must be that of a `T` in the header; `T` must be an integer.
     #[inline]
-    unsafe fn read<T: Copy>(&self, offset: usize) -> T {
+    unsafe fn read<T: Copy>(self, offset: usize) -> T {
         // SAFETY: By the safety requirements and the type invariant this is an aligned word of our
         // memory, in which any bits are a value.
         unsafe { self.base.add(offset).cast::<T>().read_volatile() }
@@ -71,7 +95,7 @@ impl RingMemory {
 
     /// Position that the host has finished everything before of. What is read afterwards is as new.
     #[inline]
-    pub(crate) fn done(&self) -> u32 {
+    pub(crate) fn done(self) -> u32 {
         // SAFETY: The offset of a `u32`.
         let done = unsafe { self.read(header::DONE) };
         // Pairs with the host's barrier between what an entry did, its status, and `done`.
@@ -80,7 +104,7 @@ impl RingMemory {
     }
 
     /// State of the ring as the host shows it: (cookie, entries, version, flags).
-    pub(crate) fn introduction(&self) -> (u64, u32, u32, u32) {
+    pub(crate) fn introduction(self) -> (u64, u32, u32, u32) {
         // SAFETY: Offsets of a `u64` and three `u32`.
         unsafe {
             (
@@ -92,18 +116,23 @@ impl RingMemory {
         }
     }
 
-    /// Fills a slot. The slot must be the guest's, or the host reads a mixture.
+    /// Fills a slot. It should be the guest's, or the host reads a mixture.
+    ///
+    /// # Safety
+    ///
+    /// `slot` must be less than the number of entries.
     #[inline]
-    pub(crate) fn write_entry(&self, slot: u32, entry: &RawEntry) {
+    pub(crate) unsafe fn write_entry(self, slot: u32, entry: &RawEntry) {
         // The second word in one piece: operation, flags, status.
         let second = u64::from(entry.op)
             | u64::from(entry.flags) << 16
             | u64::from(entry.status as u32) << 32;
         let words = [entry.tag, second, entry.arg[0], entry.arg[1]];
-        // SAFETY: `slot_offset()` keeps every slot within the ring, which by the type invariant is
-        // our memory; an entry is four aligned words.
+        let offset = HEADER_BYTES + slot as usize * RawEntry::BYTES;
+        // SAFETY: By the safety requirements the slot lies within the ring, which by the type
+        // invariant is our memory; an entry is four aligned words.
         unsafe {
-            let place = self.base.add(self.size.slot_offset(slot) as usize).cast::<u64>();
+            let place = self.base.add(offset).cast::<u64>();
             place.write_volatile(words[0]);
             place.add(1).write_volatile(words[1]);
             place.add(2).write_volatile(words[2]);
@@ -112,15 +141,16 @@ impl RingMemory {
     }
 
     /// Reads the status in a slot. It means something only if the host is done with the entry.
-    pub(crate) fn status(&self, slot: u32) -> Status {
+    pub(crate) fn status(self, slot: u32) -> Status {
         let offset = self.size.slot_offset(slot) as usize + RawEntry::STATUS_OFFSET;
-        // SAFETY: As in `write_entry()`; the status is an aligned word of the entry.
+        // SAFETY: `slot_offset()` keeps every slot within the ring, which by the type invariant is our
+        // memory; the status is an aligned word of the entry.
         Status(unsafe { self.base.add(offset).cast::<i32>().read_volatile() })
     }
 
     /// Shows the host all slots before `tail`.
     #[inline]
-    pub(crate) fn publish_tail(&self, tail: u32) {
+    pub(crate) fn publish_tail(self, tail: u32) {
         // Pairs with the host's barrier between reading tail and the slots.
         fence(Ordering::Release);
         // SAFETY: The offset of a `u32` that the host only reads.
@@ -128,7 +158,7 @@ impl RingMemory {
     }
 
     /// Shows the host how many calls found the ring full.
-    pub(crate) fn publish_dropped(&self, dropped: u64) {
+    pub(crate) fn publish_dropped(self, dropped: u64) {
         // SAFETY: The offset of a `u64` that the host only reads.
         unsafe { self.base.add(header::DROPPED).cast::<u64>().write_volatile(dropped) }
     }

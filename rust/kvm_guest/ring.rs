@@ -22,7 +22,7 @@ use kernel::{
 
 use crate::{
     hypercall::{self, HostError},
-    memory::RingMemory,
+    memory::{RingMemory, Words},
     CpuGuard,
 };
 
@@ -54,6 +54,10 @@ unsafe impl Send for Ring {}
 unsafe impl Sync for Ring {}
 
 /// What is needed to fill slots.
+///
+/// # Invariants
+///
+/// `producer` is of the size of the ring's memory.
 struct Filling {
     producer: Producer,
     dropped: u64,
@@ -114,7 +118,7 @@ impl NewRing {
                 return Err(SetupError::Host(e));
             }
         };
-        let (cookie, entries, version, flags) = memory.introduction();
+        let (cookie, entries, version, flags) = memory.words().introduction();
         let ring = Arc::from(place.write(Ring {
             // INVARIANT: The host has it, and `state` says so.
             memory,
@@ -122,6 +126,7 @@ impl NewRing {
             cpu: here.cpu(),
             state: Atomic::new(LIVE),
             busy: Atomic::new(false),
+            // INVARIANT: The size is that of `memory`.
             filling: UnsafeCell::new(Filling {
                 producer: Producer::new(size, Cookie(cookie), 0),
                 dropped: 0,
@@ -158,18 +163,18 @@ impl Ring {
 
     /// Whether the host says that it takes nothing from it any more, which is a hint.
     pub(crate) fn is_detached(&self) -> bool {
-        let (_, _, _, flags) = self.memory.introduction();
+        let (_, _, _, flags) = self.memory.words().introduction();
         flags & RING_ACTIVE == 0
     }
 
     /// Whether the host is done with the entry at `position`.
     pub(crate) fn has_passed(&self, position: u32) -> bool {
-        has_passed(self.memory.done(), position)
+        has_passed(self.memory.words().done(), position)
     }
 
     /// The outcome of the entry at `position`, which the host is done with.
     pub(crate) fn status(&self, position: u32) -> Status {
-        self.memory.status(self.memory.size().slot(position))
+        self.memory.words().status(self.memory.size().slot(position))
     }
 
     /// Has the host execute everything in it now. The host may take its time.
@@ -224,9 +229,12 @@ impl Drop for Ring {
 ///
 /// # Invariants
 ///
-/// `busy` of the ring was set for this, and preemption is off.
+/// `busy` of the ring was set for this, and preemption is off. `producer` stands for the one in
+/// `filling` and goes back there in the end; `words` are those of the ring.
 pub struct LocalRing<'a> {
     ring: ArcBorrow<'a, Ring>,
+    words: Words<'a>,
+    producer: Producer,
     filling: &'a mut Filling,
     _thread: NotThreadSafe,
 }
@@ -242,14 +250,16 @@ impl<'a> LocalRing<'a> {
         }
         // SAFETY: By the type invariant nobody else accesses it: `busy` was not set.
         let filling = unsafe { &mut *ring.filling.get() };
+        // SAFETY: `ArcBorrow` keeps the ring for `'a`.
+        let words = unsafe { &*core::ptr::from_ref(&*ring) }.memory.words();
         // INVARIANT: Set just above; the guard lives as long as this.
-        Some(Self { ring, filling, _thread: NotThreadSafe })
+        Some(Self { ring, words, producer: filling.producer, filling, _thread: NotThreadSafe })
     }
 
     /// Position of the next call.
     #[inline]
     pub(crate) fn tail(&self) -> u32 {
-        self.filling.producer.tail()
+        self.producer.tail()
     }
 
     /// The ring.
@@ -258,8 +268,9 @@ impl<'a> LocalRing<'a> {
     }
 
     /// Whether the host is done with everything that was placed.
+    #[inline]
     pub fn is_idle(&self) -> bool {
-        self.ring.memory.done() == self.tail()
+        self.words.done() == self.tail()
     }
 
     /// Places a call that does nothing. Returns whether there was room; if not, it is counted.
@@ -277,25 +288,29 @@ impl<'a> LocalRing<'a> {
     /// is dead.
     #[inline]
     pub(crate) unsafe fn place(&mut self, call: &Call) -> bool {
-        let memory = &self.ring.memory;
-        let Filling { producer, dropped } = &mut *self.filling;
-        match producer.place(memory.done(), call) {
-            Some((slot, entry)) => {
-                memory.write_entry(slot, &entry);
-                memory.publish_tail(producer.tail());
-                true
-            }
-            None => {
-                *dropped = dropped.wrapping_add(1);
-                memory.publish_dropped(*dropped);
-                false
-            }
-        }
+        let words = self.words;
+        let Some((slot, entry)) = self.producer.place(words.done(), call) else {
+            Self::drop_call(words, self.filling);
+            return false;
+        };
+        // SAFETY: By the invariant of `Filling`, the producer's slots are the memory's.
+        unsafe { words.write_entry(slot, &entry) };
+        words.publish_tail(self.producer.tail());
+        true
+    }
+
+    /// Counts a call that found the ring full.
+    #[cold]
+    fn drop_call(words: Words<'_>, filling: &mut Filling) {
+        filling.dropped = filling.dropped.wrapping_add(1);
+        words.publish_dropped(filling.dropped);
     }
 }
 
 impl Drop for LocalRing<'_> {
+    #[inline]
     fn drop(&mut self) {
+        self.filling.producer = self.producer;
         self.ring.busy.store(false, Release);
     }
 }
