@@ -1,0 +1,56 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0
+# vm: smp=2 mem=4G timeout=400
+"""A guest's processes write patterns to fresh memory and verify them while pages are reported and merged.
+
+Nothing may be lost. That the check would find a loss is shown by a guest driver that breaks the rule on
+purpose: it gives pages back before the host has finished with them (DESIGN.md rule 1).
+"""
+
+from vm import ktap
+from vm.guest import Guest
+from vm.host import Bridge, Dlh, insert_host_modules, remove_host_modules
+
+BINARY = "/src/kvm-dlh/build/bin/dlh-churn"
+BUILD = "/src/kvm-dlh/build"
+CHECK = "dlh-churn check --seconds {seconds} --threads 3 --mib 24"
+
+
+def check(guest: Guest, seconds: int) -> tuple[int, int, int]:
+    """Laps, MiB and wrong words."""
+    _, output = guest.run(CHECK.format(seconds=seconds), timeout=seconds + 120)
+    words = output.split()
+    if words[0:1] != ["laps"]:
+        raise RuntimeError(f"dlh-churn said {output!r}")
+    return int(words[1]), int(words[3]), int(words[5])
+
+
+ktap.plan(9)
+insert_host_modules()
+for order in (9, 0):
+    driver = f"{BUILD}/modules/dlh_guest.ko order={order}"
+    with Guest(mem="384M", smp=2, modules=[driver], binaries=[BINARY]) as guest:
+        dlh, bridge = Dlh(guest.pid), Bridge(guest.pid)
+        merged = bridge.get("merged_pages")
+        laps, mib, wrong = check(guest, 30)
+        merged = bridge.get("merged_pages") - merged
+        ktap.comment(f"order {order}: {laps} laps, {mib} MiB, {merged // 256} MiB merged meanwhile, {wrong} wrong")
+        ktap.ok(laps > 20 and merged > 256, f"order {order}: memory is used and merged at the same time", laps, merged)
+        ktap.equal(wrong, 0, f"order {order}: every word is what was written")
+        ktap.ok(dlh.check_law(), f"order {order}: no call is lost", dlh.all())
+
+driver = f"{BUILD}/modules-report_early/dlh_guest.ko order=0"
+with Guest(mem="384M", smp=2, modules=[driver], binaries=[BINARY]) as guest:
+    ktap.ok("TEST BUILD" in guest.check("dmesg"), "the driver that breaks the rule says so")
+    wrong = laps = 0
+    for _ in range(4):
+        more, _, lost = check(guest, 20)
+        laps, wrong = laps + more, wrong + lost
+        if wrong:
+            break
+    ktap.comment(f"rule 1 broken: {laps} laps, {wrong} wrong words")
+    ktap.ok(wrong > 0, "and the check finds what it loses", laps)
+    guest.kill()
+ktap.ok(True, "the host goes on")
+remove_host_modules()
+ktap.done()
