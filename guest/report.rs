@@ -85,25 +85,23 @@ impl FreePages {
         let mut pause = 1;
         self.stats().count(Event::Wait);
         let result = loop {
-            match report.poll() {
+            let mut progress = report.poll();
+            let late = quiet_since.elapsed().as_millis() >= self.timeout_ms;
+            if matches!(progress, Progress::Working) && (late || report.is_detached()) {
+                if late {
+                    self.stats().count(Event::Timeout);
+                }
+                self.stats().count(Event::Kick);
+                progress = report.kick();
+                quiet_since = Instant::now();
+            }
+            match progress {
                 Progress::Finished(tally) => break Ok(tally),
                 Progress::Lost => {
                     self.stats().count(Event::Lost);
                     break Err(EAGAIN);
                 }
                 Progress::Working => {}
-            }
-            let late = quiet_since.elapsed().as_millis() >= self.timeout_ms;
-            if late || report.is_detached() {
-                if late {
-                    self.stats().count(Event::Timeout);
-                }
-                self.stats().count(Event::Kick);
-                report.kick();
-                if !matches!(report.poll(), Progress::Working) {
-                    continue;
-                }
-                quiet_since = Instant::now();
             }
             sleep_ms(pause);
             pause = LONGEST_PAUSE_MS.min(pause * 2);

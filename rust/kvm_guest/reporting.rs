@@ -46,6 +46,7 @@ pub struct Tally {
 }
 
 /// How far a batch is.
+#[must_use = "what has become of a batch is said once"]
 #[derive(Clone, Copy, Debug)]
 pub enum Progress {
     /// The host may be working on it.
@@ -181,18 +182,18 @@ impl Report<'_> {
         self.batch.as_ref().is_some_and(|batch| batch.ring.is_detached())
     }
 
-    /// Has the host work on the batch while the vCPU waits. [`Report::poll`] knows what came of it.
-    pub fn kick(&self) {
+    /// Has the host work on the batch while the vCPU waits, and then says how far it is.
+    pub fn kick(&mut self) -> Progress {
         if let Some(batch) = &self.batch {
             batch.ring.kick();
         }
+        self.poll()
     }
 
     /// Waits until the host works on nothing of this report any more, however long it takes.
     fn settle(&mut self) {
         while matches!(self.poll(), Progress::Working) {
-            self.kick();
-            if !matches!(self.poll(), Progress::Working) {
+            if !matches!(self.kick(), Progress::Working) {
                 break;
             }
             pr_warn_once!("the host does not say that it is done with a report\n");
