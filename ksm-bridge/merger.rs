@@ -114,6 +114,7 @@ impl Merger {
             Err(full) => {
                 drop(requests);
                 self.stats.busy();
+                self.map.lock().set(frames, PageState::Unknown);
                 let Request { token, .. } = full.0;
                 Err((token, CallError::Busy))
             }

@@ -66,11 +66,14 @@ impl Progress {
     /// A drain begins: `vcpu` is kept, and with it the VM, until nothing is outstanding or left
     /// behind. False if the ring is detached.
     pub(crate) fn begin_drain(&mut self, vcpu: &Vcpu) -> bool {
-        if !self.closed && self.hold.is_none() {
+        if self.closed {
+            return false;
+        }
+        if self.hold.is_none() {
             self.hold = vcpu.try_get();
         }
-        self.left_behind = true;
-        !self.closed && self.hold.is_some()
+        self.left_behind = self.hold.is_some();
+        self.left_behind
     }
 
     /// A drain is over. Returns what is to be dropped outside the lock.

@@ -200,7 +200,8 @@ impl Ring {
     /// Preemption off.
     pub(crate) fn left(this: ArcBorrow<'_, Self>) {
         let held = this.progress.lock().held().and_then(|vcpu| vcpu.try_get());
-        if held.is_some() {
+        // The task found may be another one that got the address of one that has ended.
+        if held.as_ref().is_some_and(|vcpu| vcpu.vm().is_current()) {
             TaskWork::queue(this, || held);
         }
     }
@@ -213,8 +214,8 @@ impl Ring {
         }
         self.queue.stats().count(Event::Drain);
         let vm = vcpu.vm();
-        // Read before the memslots are: a change in between is noticed at the next exit.
-        let generation = vm.generation();
+        // Before all else: a change, or a call to look again, is noticed at the next exit.
+        self.generation.store(vm.generation(), Relaxed);
         let slots = vm.memslots();
         self.end_late(Some(vcpu));
         let left_behind = match self.look(vm, &slots, budget) {
@@ -224,7 +225,6 @@ impl Ring {
                 false
             }
         };
-        self.generation.store(generation, Relaxed);
         drop(slots);
         let unneeded = self.progress.lock().end_drain(left_behind);
         drop(drain);
@@ -244,9 +244,11 @@ impl Ring {
         // Pairs with the guest's barrier between filling a slot and moving tail.
         smp_mb(Full);
         // The word is ours; another value means the memory went back in time or to another use.
-        let shown = self.publish.lock().done;
-        if window.read::<u32>(header::DONE)? != shown {
-            return Err(Detached::Broken);
+        {
+            let shown = self.publish.lock();
+            if window.read::<u32>(header::DONE)? != shown.done {
+                return Err(Detached::Broken);
+            }
         }
         let waiting = self.progress.lock().consumer().visible(tail)?;
         let mut to_take = waiting.min(budget);
@@ -290,23 +292,26 @@ impl Ring {
             }
         }
         self.queue.stats().submitted(count);
+        let mut written = Ok(());
         for place in &mut taken {
             let Some(collected) = place else { break };
             if let Outcome::Finished(status) = self.execute(vm, collected) {
-                if !status.is_ok() && broken.is_none() {
-                    self.write_status(window, collected.position, status)?;
+                if !status.is_ok() && broken.is_none() && written.is_ok() {
+                    written = self.write_status(window, collected.position, status);
                 }
                 self.queue.stats().ended(status);
             } else {
                 *place = None;
             }
         }
+        // Whatever happened, what was taken comes to its end.
         let mut progress = self.progress.lock();
         for collected in taken[..count as usize].iter().flatten() {
             progress.finish(collected.position);
             progress.ended(1);
         }
         drop(progress);
+        written?;
         broken.map_or(Ok(count), |e| Err(e.into()))
     }
 
@@ -533,6 +538,11 @@ impl Deferred for Ring {
     }
 
     fn run(this: Arc<Self>, vcpu: VcpuRef) {
+        if !vcpu.vm().is_current() {
+            // The thread is ending and has given its memory up: nobody can look for it any more.
+            this.close(None);
+            return;
+        }
         this.follow(&vcpu, Task::current_raw() as usize);
         if vcpu.is_in_run() {
             this.drain(&vcpu, this.queue.host().budget());
