@@ -4,7 +4,7 @@
 
 use dlh_abi::RingSize;
 use kernel::{
-    cpu::{nr_cpu_ids, CpuId},
+    cpu::nr_cpu_ids,
     new_mutex, pr_warn_once,
     prelude::*,
     sync::{
@@ -84,14 +84,21 @@ impl Rings {
         self.table.local(here)
     }
 
+    /// Whether this CPU has a ring that works; which CPU it is, if not.
+    fn has_local(&self) -> Result<(), u32> {
+        let here = CpuGuard::new();
+        self.local(&here).map(drop).ok_or(here.cpu())
+    }
+
     /// Gives the CPU that this runs on another ring if it has none that works, and none was tried a
     /// short while ago. May sleep.
     pub(crate) fn revive(&self) {
-        if self.local(&CpuGuard::new()).is_some() {
+        if self.has_local().is_ok() {
             return;
         }
-        let cpu = CpuId::current().as_u32();
         let mut control = self.control.lock();
+        // Another time, since this may be another CPU by now.
+        let Err(cpu) = self.has_local() else { return };
         let Some(state) = control.cpus.get(cpu as usize) else { return };
         let due = state.tried.is_none_or(|tried| tried.elapsed().as_millis() >= RETRY_MS);
         if state.online && due {

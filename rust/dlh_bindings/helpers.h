@@ -9,12 +9,12 @@
 
 #include <linux/types.h>
 #include <linux/kvm_dlh.h>
-#include <linux/notifier.h>
 
 struct callback_head;
 struct kvm;
 struct kvm_vcpu;
 struct mm_struct;
+struct notifier_block;
 struct page;
 struct page_reporting_dev_info;
 struct scatterlist;

@@ -6,6 +6,7 @@
 
 use dlh_bindings as bindings;
 use kernel::{
+    bindings::notifier_block,
     container_of,
     error::to_result,
     ffi::{c_int, c_ulong, c_void},
@@ -28,7 +29,7 @@ pub trait RebootEvents: Send + Sync + 'static {
 #[pin_data(PinnedDrop)]
 pub struct RebootNotifier<T: RebootEvents> {
     #[pin]
-    block: Opaque<bindings::notifier_block>,
+    block: Opaque<notifier_block>,
     events: Arc<T>,
 }
 
@@ -44,18 +45,17 @@ impl<T: RebootEvents> RebootNotifier<T> {
     ///
     /// `ENOMEM`.
     pub fn new(events: Arc<T>) -> Result<Pin<KBox<Self>>> {
-        let block =
-            bindings::notifier_block { notifier_call: Some(ending::<T>), ..Default::default() };
+        let block = notifier_block { notifier_call: Some(ending::<T>), ..Default::default() };
         KBox::try_pin_init(
             try_pin_init!(Self {
                 events,
-                block <- Opaque::try_ffi_init(move |place: *mut bindings::notifier_block| {
+                block <- Opaque::try_ffi_init(move |place: *mut notifier_block| {
                     // SAFETY: The place is ours to fill.
                     unsafe { place.write(block) };
                     // INVARIANT: Registered, or there is no `Self`.
                     // SAFETY: The block is pinned, within a `Self`, and stays until `drop`
                     // unregisters it; `events`, which the callback uses, is there already.
-                    to_result(unsafe { bindings::dlh_guest_reboot_register(place) })
+                    to_result(unsafe { bindings::dlh_guest_reboot_register(place.cast()) })
                 }),
             }? Error),
             GFP_KERNEL,
@@ -67,7 +67,7 @@ impl<T: RebootEvents> RebootNotifier<T> {
 impl<T: RebootEvents> PinnedDrop for RebootNotifier<T> {
     fn drop(self: Pin<&mut Self>) {
         // SAFETY: By the type invariant; may sleep here. The callback does not run afterwards.
-        unsafe { bindings::dlh_guest_reboot_unregister(self.block.get()) }
+        unsafe { bindings::dlh_guest_reboot_unregister(self.block.get().cast()) }
     }
 }
 
@@ -75,7 +75,7 @@ impl<T: RebootEvents> PinnedDrop for RebootNotifier<T> {
 ///
 /// For the notifier chain, with the block of a [`RebootNotifier<T>`].
 unsafe extern "C" fn ending<T: RebootEvents>(
-    block: *mut bindings::notifier_block,
+    block: *mut notifier_block,
     _action: c_ulong,
     _data: *mut c_void,
 ) -> c_int {

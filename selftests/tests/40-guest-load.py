@@ -11,8 +11,10 @@ from vm.guest import Guest
 
 MODULES = Path("/src/kvm-dlh/build/modules")
 FILES = {"dlh_guest.ko": MODULES / "dlh_guest.ko"}
-TRACES = "ls -d /sys/module/dlh_guest /sys/kernel/debug/dlh_guest 2>/dev/null; " \
+TRACES = (
+    "ls -d /sys/module/dlh_guest /sys/kernel/debug/dlh_guest 2>/dev/null; "
     "grep -h dlh_guest /sys/devices/system/cpu/hotplug/states; true"
+)
 
 
 def host(*command: str | Path) -> None:
@@ -50,7 +52,8 @@ with Guest(files=FILES, mem="256M") as guest:
     ktap.equal(guest.check(TRACES), "", "nothing stays behind")
     order = guest.check("cat /sys/module/page_reporting/parameters/page_reporting_order")
     ktap.equal(order, "9\n", "the order of reporting is as before")
-    ktap.equal(Path("/sys/kernel/debug/kvm_dlh").glob("*/rings").__next__().read_text(), "", "the host has no ring")
+    (rings,) = Path("/sys/kernel/debug/kvm_dlh").glob("*/rings")
+    ktap.equal(rings.read_text(), "", "the host has no ring")
 
 with Guest(files=FILES, mem="256M", free_page_reporting=True) as guest:
     refused(guest, "", "belongs to another driver, standing back", "virtio-balloon reports already")

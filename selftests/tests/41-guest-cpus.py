@@ -29,7 +29,7 @@ def online(guest: Guest, cpu: int, value: int) -> None:
     guest.check(f"echo {value} > {CPU.format(cpu)}")
 
 
-ktap.plan(12)
+ktap.plan(14)
 insert_host_modules()
 with Guest(smp=3, mem="384M", modules=[f"{DRIVER} order=0"]) as guest:
     rings = host_rings(guest)
@@ -66,5 +66,14 @@ with Guest(smp=3, mem="384M", modules=[f"{DRIVER} order=0"]) as guest:
     ktap.equal(host_rings(guest), {}, "unloading takes all rings away")
     guest.check("insmod /modules/dlh_guest.ko")
     ktap.equal(sorted(host_rings(guest)), [0, 1, 2], "loading again brings them back")
+
+# Powering off, rebooting and kexec tell drivers in the same way; here the VM is kept to look at it.
+with Guest(smp=2, mem="256M", modules=[DRIVER], qemu=["-no-shutdown"]) as guest:
+    ktap.equal(sorted(host_rings(guest)), [0, 1], "another guest has its rings")
+    guest.begin("poweroff -f")
+    deadline = time.monotonic() + 60
+    while guest.qmp("query-status")["status"] != "shutdown" and time.monotonic() < deadline:
+        time.sleep(0.2)
+    ktap.equal(host_rings(guest), {}, "a guest that powers off leaves no ring behind")
 remove_host_modules()
 ktap.done()
