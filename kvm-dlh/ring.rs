@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One ring: looked at after an exit, drained on the vCPU thread, finished wherever its calls are.
-
-use core::mem::MaybeUninit;
+//! One ring: looked at after an exit, drained ([`drain`]) on the vCPU thread, its calls finished
+//! ([`finish`]) wherever they are worked on.
 
 use dlh_abi::{
-    header, Broken, Collected, Consumer, Cookie, Error as CallError, Gpa, RawEntry, RingSize,
-    Status, ABI_VERSION, RING_ACTIVE,
+    header, Broken, Consumer, Cookie, Error as CallError, Gpa, RingSize, Status, ABI_VERSION,
+    RING_ACTIVE,
 };
 use kernel::{
     fmt, new_condvar, new_mutex, new_spinlock,
@@ -22,13 +21,12 @@ use kernel::{
     task::Task,
 };
 use kvm_hooks::{random_cookie, Deferred, Doorbell, Listening, TaskWork};
-use kvm_registry::Outcome;
-use kvm_vm::{GuestWindow, Hva, Memslots, Vcpu, VcpuKey, VcpuRef, Vm};
+use kvm_vm::{GuestWindow, Hva, Vcpu, VcpuKey, VcpuRef, Vm};
+
+mod drain;
+mod finish;
 
 use crate::{host::Host, progress::Progress, queue::VmQueue, stats::Event};
-
-/// Entries copied at a time: 1 KiB of stack.
-const BATCH: usize = 32;
 
 /// A ring in guest memory.
 #[pin_data]
@@ -206,238 +204,6 @@ impl Ring {
         }
     }
 
-    /// Takes and executes up to `budget` entries. On a thread of the VMM; may sleep.
-    pub(crate) fn drain(&self, vcpu: &Vcpu, budget: u32) {
-        let drain = self.drain.lock();
-        if !self.progress.lock().begin_drain(vcpu) {
-            return;
-        }
-        self.queue.stats().count(Event::Drain);
-        let vm = vcpu.vm();
-        // Before all else: a change, or a call to look again, is noticed at the next exit.
-        self.generation.store(vm.generation(), Relaxed);
-        let slots = vm.memslots();
-        self.end_late(Some(vcpu));
-        let left_behind = match self.look(vm, &slots, budget) {
-            Ok(left_behind) => left_behind,
-            Err(why) => {
-                self.detach(why);
-                false
-            }
-        };
-        drop(slots);
-        let unneeded = self.progress.lock().end_drain(left_behind);
-        drop(drain);
-        drop(unneeded);
-    }
-
-    /// Looks through the memslots and the VMM's page tables. Returns whether entries were left.
-    fn look(&self, vm: &Vm, slots: &Memslots<'_>, budget: u32) -> Result<bool, Detached> {
-        let window = GuestWindow::open(slots, self.gpa, self.size.bytes())?;
-        if window.hva() != self.hva {
-            return Err(Detached::Memory);
-        }
-        if self.doorbell.read().is_none() {
-            self.doorbell.rearm(&window)?;
-        }
-        let tail = window.read(header::TAIL)?;
-        // Pairs with the guest's barrier between filling a slot and moving tail.
-        smp_mb(Full);
-        // The word is ours; another value means the memory went back in time or to another use.
-        {
-            let shown = self.publish.lock();
-            if window.read::<u32>(header::DONE)? != shown.done {
-                return Err(Detached::Broken);
-            }
-        }
-        let waiting = self.progress.lock().consumer().visible(tail)?;
-        let mut to_take = waiting.min(budget);
-        while to_take > 0 {
-            match self.take_run(vm, &window, to_take) {
-                Ok(taken) => to_take -= taken,
-                Err(why) => {
-                    let lost = tail.wrapping_sub(self.progress.lock().consumer().collected());
-                    self.queue.stats().submitted(lost);
-                    self.queue.stats().dropped(lost);
-                    return Err(why);
-                }
-            }
-        }
-        self.show(&window)?;
-        self.seen.store(self.progress.lock().consumer().collected(), Relaxed);
-        Ok(waiting > budget)
-    }
-
-    /// Takes and executes the entries that lie side by side, at most `want` and [`BATCH`] of them.
-    fn take_run(&self, vm: &Vm, window: &GuestWindow<'_>, want: u32) -> Result<u32, Detached> {
-        let run = self.progress.lock().consumer().next_run(want.min(BATCH as u32));
-        let mut buffer = [const { MaybeUninit::<RawEntry>::uninit() }; BATCH];
-        let offset = self.size.slot_offset(run.slot) as usize;
-        let entries = window.read_entries(offset, &mut buffer[..run.len as usize])?;
-
-        let mut taken = [None::<Collected>; BATCH];
-        let mut count = 0;
-        let mut broken = None;
-        {
-            let mut progress = self.progress.lock();
-            for (place, raw) in taken.iter_mut().zip(entries) {
-                match progress.take(raw) {
-                    Ok(collected) => *place = Some(collected),
-                    Err(e) => {
-                        broken = Some(e);
-                        break;
-                    }
-                }
-                count += 1;
-            }
-        }
-        self.queue.stats().submitted(count);
-        let mut written = Ok(());
-        for place in &mut taken {
-            let Some(collected) = place else { break };
-            if let Outcome::Finished(status) = self.execute(vm, collected) {
-                if !status.is_ok() && broken.is_none() && written.is_ok() {
-                    written = self.write_status(window, collected.position, status);
-                }
-                self.queue.stats().ended(status);
-            } else {
-                *place = None;
-            }
-        }
-        // Whatever happened, what was taken comes to its end.
-        let mut progress = self.progress.lock();
-        for collected in taken[..count as usize].iter().flatten() {
-            progress.finish(collected.position);
-            progress.ended(1);
-        }
-        drop(progress);
-        written?;
-        broken.map_or(Ok(count), |e| Err(e.into()))
-    }
-
-    fn execute(&self, vm: &Vm, collected: &Collected) -> Outcome {
-        match collected.call {
-            Ok(call) => self.queue.execute(vm, &call, self.id, collected.position),
-            Err(e) => Outcome::Finished(e.into()),
-        }
-    }
-
-    fn write_status(&self, window: &GuestWindow<'_>, position: u32, status: Status) -> Result {
-        let slot = self.size.slot_offset(self.size.slot(position)) as usize;
-        self.publish.lock().declined += 1;
-        window.write(slot + RawEntry::STATUS_OFFSET, &status.0)
-    }
-
-    /// Stores `done`, and the count of declined entries, where the guest sees them.
-    fn show(&self, window: &GuestWindow<'_>) -> Result {
-        let mut shown = self.publish.lock();
-        let done = self.progress.lock().consumer().done();
-        window.write(header::DECLINED, &shown.declined)?;
-        if done != shown.done {
-            // Pairs with the guest's barrier after it reads done: statuses come first.
-            smp_mb(Full);
-            window.write(header::DONE, &done)?;
-            shown.done = done;
-        }
-        Ok(())
-    }
-
-    /// A pending entry is finished. On a thread of the VMM this is shown at once; otherwise by the next
-    /// drain, or whoever waits. May sleep.
-    pub(crate) fn complete(&self, position: u32, status: Status) {
-        let held = self.progress.lock().held().and_then(|vcpu| vcpu.try_get());
-        let foreign = held.as_ref().is_some_and(|vcpu| !vcpu.vm().is_current());
-        if foreign && self.leave_to_vmm(position, status) {
-            return;
-        }
-        // What is outstanding holds the VM, so there is one; the indices must agree all the same.
-        self.end(held.as_deref(), position, status);
-        drop(held);
-    }
-
-    /// Leaves it to a thread of the VMM to end an entry. False if there is no memory to note it.
-    fn leave_to_vmm(&self, position: u32, status: Status) -> bool {
-        let mut late = self.late.lock();
-        if late.push((position, status), GFP_KERNEL_ACCOUNT).is_err() {
-            return false;
-        }
-        self.progress.lock().late += 1;
-        self.generation.store(u64::MAX, Relaxed);
-        self.settled.notify_all();
-        true
-    }
-
-    fn next_late(&self) -> Option<(u32, Status)> {
-        let mut late = self.late.lock();
-        let next = late.pop()?;
-        self.progress.lock().late -= 1;
-        Some(next)
-    }
-
-    /// Ends an entry: stores its status, lets `done` pass it, shows that, and only then counts it as
-    /// settled. Without a vCPU the guest's memory is left alone. May sleep.
-    fn end(&self, vcpu: Option<&Vcpu>, position: u32, status: Status) {
-        self.queue.stats().ended(status);
-        let shown = match vcpu {
-            Some(vcpu) => {
-                let slots = vcpu.vm().memslots();
-                self.show_end(&slots, position, status)
-            }
-            None => {
-                self.progress.lock().finish(position);
-                Ok(())
-            }
-        };
-        if shown.is_err() {
-            // The next exit of the vCPU looks properly.
-            self.generation.store(u64::MAX, Relaxed);
-        }
-        let unneeded = {
-            let mut progress = self.progress.lock();
-            progress.ended(1);
-            if progress.outstanding() == 0 {
-                self.settled.notify_all();
-            }
-            progress.release()
-        };
-        drop(unneeded);
-    }
-
-    fn show_end(
-        &self,
-        slots: &Memslots<'_>,
-        position: u32,
-        status: Status,
-    ) -> Result<(), Detached> {
-        let window = GuestWindow::open(slots, self.gpa, self.size.bytes())
-            .map_err(Detached::from)
-            .and_then(|window| self.still_ours(window));
-        let written = match &window {
-            Ok(window) if !status.is_ok() => self.write_status(window, position, status),
-            _ => Ok(()),
-        };
-        self.progress.lock().finish(position);
-        written?;
-        self.show(&window?)?;
-        Ok(())
-    }
-
-    /// Whether entries of the ring may still be written to.
-    fn still_ours<'a>(&self, window: GuestWindow<'a>) -> Result<GuestWindow<'a>, Detached> {
-        if window.hva() == self.hva && self.live.load(Acquire) {
-            Ok(window)
-        } else {
-            Err(Detached::Memory)
-        }
-    }
-
-    /// Ends the entries that were completed on other threads. May sleep.
-    fn end_late(&self, vcpu: Option<&Vcpu>) {
-        while let Some((position, status)) = self.next_late() {
-            self.end(vcpu, position, status);
-        }
-    }
-
     /// Executes what is visible to its end, and shows it. On a vCPU thread of the VM; may sleep.
     pub(crate) fn kick(&self, vcpu: &Vcpu) -> Result<(), CallError> {
         self.drain(vcpu, u32::MAX);
@@ -446,20 +212,6 @@ impl Ring {
             Ok(())
         } else {
             Err(CallError::NoRing)
-        }
-    }
-
-    /// Waits until nothing that was taken is unfinished, or not shown yet. May sleep.
-    fn settle(&self, vcpu: Option<&Vcpu>) {
-        loop {
-            self.end_late(vcpu);
-            let mut progress = self.progress.lock();
-            if progress.outstanding() == 0 {
-                break;
-            }
-            if progress.late == 0 {
-                self.settled.wait(&mut progress);
-            }
         }
     }
 
