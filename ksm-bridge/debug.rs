@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `/sys/kernel/debug/ksm_bridge/`: one directory a VM, named by the pid of its VMM.
+//! `/sys/kernel/debug/ksm_bridge/`: one directory a VM, `<pid of its VMM>-<serial>`.
 
 use kernel::{
     debugfs::{Dir, File},

@@ -11,7 +11,7 @@ use kernel::{
 };
 use kvm_merge::{release, Job, Verdict};
 use kvm_ops::Token;
-use kvm_vm::{Vm, VmRef};
+use kvm_vm::{SlotError, Vm, VmRef};
 
 use crate::{map::Map, stats::Stats};
 
@@ -91,17 +91,16 @@ impl Merger {
         token: Token,
     ) -> Result<(), (Token, CallError)> {
         // One range, one memslot: what does not fit is the guest's mistake.
-        if vm.memslots().translate_all(frames) == Err(kvm_vm::SlotError::None) {
-            return Err((token, CallError::Memory));
+        match vm.memslots().translate_all(frames) {
+            Ok(_) => {}
+            Err(SlotError::None) => return Err((token, CallError::Memory)),
+            Err(kept) => {
+                // Nothing to do for the worker: the guest's mistake, too, but a harmless one.
+                self.stats.judged(frames.pages(), kept.into());
+                return Err((token, CallError::Memory));
+            }
         }
         let Some(vm) = vm.try_get() else { return Err((token, CallError::Gone)) };
-        {
-            let mut map = self.map.lock();
-            if map.reserve(frames).is_err() {
-                return Err((token, CallError::NoMemory));
-            }
-            map.set(frames, PageState::Reported);
-        }
         let mut requests = self.requests.lock();
         if requests.closed {
             return Err((token, CallError::Gone));
@@ -114,7 +113,6 @@ impl Merger {
             Err(full) => {
                 drop(requests);
                 self.stats.busy();
-                self.map.lock().set(frames, PageState::Unknown);
                 let Request { token, .. } = full.0;
                 Err((token, CallError::Busy))
             }
@@ -167,6 +165,15 @@ impl Job for Merger {
         let Batch { taken, runs } = &mut *batch;
         core::mem::swap(&mut self.requests.lock().list, taken);
         let Some(vm) = taken.first().and_then(|request| request.vm.try_get()) else { return };
+        {
+            let mut map = self.map.lock();
+            for request in taken.iter() {
+                // Without memory for it the pages are merged all the same, and the map does not know.
+                if map.reserve(request.frames).is_ok() {
+                    map.set(request.frames, PageState::Reported);
+                }
+            }
+        }
         for request in taken.iter() {
             // There is room for as many runs as for requests.
             let _ = runs.push_within_capacity(request.frames);

@@ -1,16 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `/sys/kernel/debug/kvm_dlh/`: one directory a VM, named by the pid of its VMM, as KVM names its own.
+//! `/sys/kernel/debug/kvm_dlh/`: one directory a VM, `<pid of its VMM>-<serial>`.
 
 use kernel::{
     debugfs::{Dir, File},
     fmt,
     prelude::*,
     str::CString,
-    sync::{
-        atomic::{ordering::Relaxed, Atomic},
-        Arc,
-    },
+    sync::Arc,
 };
 
 use crate::queue::VmQueue;
@@ -18,7 +15,6 @@ use crate::queue::VmQueue;
 /// The module's directory.
 pub(crate) struct Directory {
     dir: Dir,
-    serial: Atomic<u32>,
 }
 
 /// The directory of one VM; gone when this is dropped.
@@ -30,13 +26,12 @@ pub(crate) struct VmDirectory {
 impl Directory {
     /// Makes it. Without debugfs nothing is shown, and nothing else changes.
     pub(crate) fn new() -> Self {
-        Self { dir: Dir::new(c"kvm_dlh"), serial: Atomic::new(0) }
+        Self { dir: Dir::new(c"kvm_dlh") }
     }
 
     /// Makes the directory of one VM: `<pid>-<serial>`. May sleep.
     pub(crate) fn add(&self, queue: &Arc<VmQueue>) -> Result<VmDirectory> {
-        let serial = self.serial.fetch_add(1, Relaxed);
-        let name = CString::try_from_fmt(fmt!("{}-{}", queue.pid(), serial))?;
+        let name = CString::try_from_fmt(fmt!("{}-{}", queue.pid(), queue.serial()))?;
         let dir = self.dir.subdir(&name);
         let stats: &'static _ =
             &|queue: &Arc<VmQueue>, f: &mut fmt::Formatter<'_>| fmt::Display::fmt(queue.stats(), f);

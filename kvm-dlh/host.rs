@@ -45,9 +45,10 @@ pub(crate) struct Host {
     by_task: Table<Ring>,
     #[pin]
     registry: Registry<VmQueue>,
-    /// The VMs that have a queue.
+    /// The VMs that have a queue, by serial: a VM that has ended may share its address with a new one.
     #[pin]
-    vms: Mutex<RBTree<usize, Member>>,
+    vms: Mutex<RBTree<u64, Member>>,
+    next_serial: Atomic<u64>,
     /// VMs by identity, for the end of a VM.
     #[pin]
     by_vm: Table<VmQueue>,
@@ -100,6 +101,7 @@ impl Host {
                 by_task <- Table::new(),
                 registry <- Registry::new(),
                 vms <- new_mutex!(RBTree::new()),
+                next_serial: Atomic::new(0),
                 by_vm <- Table::new(),
                 burials: Atomic::new(0),
             }),
@@ -136,27 +138,28 @@ impl Host {
             }
         }
         let key = vcpu.vm().key().as_usize();
+        // Held throughout, so that two vCPUs do not make two queues.
         let mut vms = self.vms.lock();
-        if let Some(member) = vms.get(&key) {
-            if !member.queue.is_dead() {
-                return Ok(member.queue.clone());
+        {
+            let guard = rcu::read_lock();
+            // The newest one at that address comes first.
+            if let Some(queue) = self.by_vm.find(key, &guard) {
+                if !queue.is_dead() {
+                    return Ok(queue.into());
+                }
             }
         }
         let no_memory = |_: Error| CallError::NoMemory;
-        let queue = VmQueue::new(self, vcpu.vm()).map_err(no_memory)?;
-        let member = Member {
-            queue: queue.clone(),
-            _directory: self.directory.add(&queue).map_err(no_memory)?,
-        };
-        // A dead VM at the same address is on its way out; it keeps itself until it is buried.
-        let previous = vms
-            .try_create_and_insert(key, member, GFP_KERNEL_ACCOUNT)
+        let serial = self.next_serial.fetch_add(1, Relaxed);
+        let queue = VmQueue::new(self, vcpu.vm(), serial).map_err(no_memory)?;
+        let directory = self.directory.add(&queue).map_err(no_memory)?;
+        let member = Member { queue: queue.clone(), _directory: directory };
+        vms.try_create_and_insert(serial, member, GFP_KERNEL_ACCOUNT)
             .map_err(|_| CallError::NoMemory)?;
-        // Shadows the dead one, if any, until that is buried.
         let found = self.by_vm.insert(key, queue.clone());
-        let failed = if found.is_err() { vms.remove(&key) } else { None };
+        let failed = if found.is_err() { vms.remove(&serial) } else { None };
         drop(vms);
-        drop((previous, failed));
+        drop(failed);
         found.map_err(no_memory)?;
         Ok(queue)
     }
@@ -183,26 +186,19 @@ impl Host {
         self.burials.add(1, Relaxed);
     }
 
-    /// The VM with the lowest key not below `from`.
-    fn next_vm(&self, from: usize) -> Option<(usize, Arc<VmQueue>)> {
+    /// The VM with the lowest serial not below `from`.
+    fn next_vm(&self, from: u64) -> Option<Arc<VmQueue>> {
         let vms = self.vms.lock();
         let cursor = vms.cursor_lower_bound(&from)?;
-        let (key, member) = cursor.current();
-        Some((*key, member.queue.clone()))
+        let (_, member) = cursor.current();
+        Some(member.queue.clone())
     }
 
     /// The VM of this queue is gone: everything kept for it goes. May sleep.
     pub(crate) fn bury(&self, queue: Arc<VmQueue>) {
         queue.remove_all_rings();
         self.registry.detach_vm(queue.contexts());
-        let member = {
-            let mut vms = self.vms.lock();
-            let key = queue.key().as_usize();
-            match vms.get(&key) {
-                Some(member) if Arc::ptr_eq(&member.queue, &queue) => vms.remove(&key),
-                _ => None,
-            }
-        };
+        let member = self.vms.lock().remove(&queue.serial());
         drop(member);
         drop(self.by_vm.unlink(queue.key().as_usize(), |q| Arc::ptr_eq(q, &queue)));
         drop(queue);
@@ -221,9 +217,9 @@ impl Running {
         self.published = None;
         // No VM and no ring is added from here on. VMs may still end by themselves.
         let mut after = 0;
-        while let Some((key, queue)) = host.next_vm(after) {
+        while let Some(queue) = host.next_vm(after) {
             queue.remove_all_rings();
-            after = key + 1;
+            after = queue.serial() + 1;
         }
         // The last ring took the probes with it.
         wait_for_task_works();
@@ -231,10 +227,9 @@ impl Running {
         while host.burials.load(Acquire) > 0 {
             fsleep(Delta::from_millis(1));
         }
-        loop {
-            let Some((key, queue)) = host.next_vm(0) else { break };
-            drop(host.by_vm.unlink(key, |q| Arc::ptr_eq(q, &queue)));
-            let member = host.vms.lock().remove(&key);
+        while let Some(queue) = host.next_vm(0) {
+            drop(host.by_vm.unlink(queue.key().as_usize(), |q| Arc::ptr_eq(q, &queue)));
+            let member = host.vms.lock().remove(&queue.serial());
             drop(member);
         }
         doorbell_barrier();
@@ -257,9 +252,8 @@ impl Events for Host {
 
     fn left(&self) {
         let guard = rcu::read_lock();
-        if let Some(ring) = self.by_task.find(Task::current_raw() as usize, &guard) {
-            Ring::left(ring);
-        }
+        // A thread may run several vCPUs in turn.
+        self.by_task.find_all(Task::current_raw() as usize, &guard, Ring::left);
     }
 
     fn destroyed(&self, vm: VmKey) {
@@ -280,8 +274,11 @@ impl Owner for Host {
     }
 
     fn for_each_vm(&self, visit: &dyn Fn(&Contexts)) {
-        for member in self.vms.lock().values() {
-            visit(member.queue.contexts());
+        // Not under the lock: what is visited may take its time, and first contacts need it.
+        let mut from = 0;
+        while let Some(queue) = self.next_vm(from) {
+            visit(queue.contexts());
+            from = queue.serial() + 1;
         }
     }
 }

@@ -10,8 +10,8 @@ use kvm_vm::{Vcpu, VcpuRef};
 ///
 /// # Invariants
 ///
-/// `pending` has one bit a slot; it is set exactly for the `unfinished` entries that were taken and are
-/// not finished. `outstanding` are those and the ones whose end has not been shown to the guest yet. `closed` never goes back. `hold` is `Some` only while entries are outstanding or
+/// `pending` has one bit a slot; it is set exactly for the `unfinished` entries that an operation was
+/// given and that are not finished. `outstanding` are those and the ones whose end has not been shown to the guest yet. `closed` never goes back. `hold` is `Some` only while entries are outstanding or
 /// were left in the ring.
 pub(crate) struct Progress {
     consumer: Consumer,
@@ -47,7 +47,7 @@ impl Progress {
         &self.consumer
     }
 
-    /// Entries that are taken and have not come to their end.
+    /// Entries that an operation was given and that have not come to their end.
     pub(crate) fn outstanding(&self) -> u32 {
         self.outstanding
     }
@@ -103,14 +103,23 @@ impl Progress {
         ((slot / u64::BITS) as usize, 1 << (slot % u64::BITS))
     }
 
-    /// Takes the next entry; it is pending from here on.
+    /// Takes the next entry; `done` does not pass it before [`Progress::executed_all`].
     pub(crate) fn take(&mut self, raw: &RawEntry) -> Result<Collected, Broken> {
-        let collected = self.consumer.take(raw)?;
-        let (word, bit) = self.place(collected.position);
+        self.consumer.take(raw)
+    }
+
+    /// The entry at `position` is about to be given to an operation, and pending from here on.
+    pub(crate) fn begin(&mut self, position: u32) {
+        let (word, bit) = self.place(position);
         self.pending[word] |= bit;
         self.unfinished += 1;
         self.outstanding += 1;
-        Ok(collected)
+    }
+
+    /// What was taken is executed, or pending.
+    pub(crate) fn executed_all(&mut self) {
+        self.consumer.executed_all();
+        self.advance();
     }
 
     /// The entry at `position` is finished: `done` may pass it.
@@ -118,6 +127,10 @@ impl Progress {
         let (word, bit) = self.place(position);
         self.pending[word] &= !bit;
         self.unfinished -= 1;
+        self.advance();
+    }
+
+    fn advance(&mut self) {
         if self.unfinished == 0 {
             self.consumer.advance_all();
         } else {

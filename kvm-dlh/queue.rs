@@ -9,7 +9,7 @@ use kernel::{
     rbtree::RBTree,
     sync::{
         atomic::{
-            ordering::{Acquire, Relaxed, Release},
+            ordering::{Acquire, Full, Relaxed},
             Atomic,
         },
         Arc, CondVar, Mutex,
@@ -33,6 +33,7 @@ const INSERTED: u32 = u32::MAX;
 pub(crate) struct VmQueue {
     host: Arc<Host>,
     key: VmKey,
+    serial: u64,
     pid: i32,
     dead: Atomic<bool>,
     stats: Stats,
@@ -61,11 +62,12 @@ impl_has_work! {
 
 impl VmQueue {
     /// A queue for `vm`. May sleep.
-    pub(crate) fn new(host: &Arc<Host>, vm: &Vm) -> Result<Arc<Self>> {
+    pub(crate) fn new(host: &Arc<Host>, vm: &Vm, serial: u64) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
                 host: host.clone(),
                 key: vm.key(),
+                serial,
                 pid: vm.pid(),
                 dead: Atomic::new(false),
                 stats: Stats::new(),
@@ -88,6 +90,11 @@ impl VmQueue {
     /// Which VM this is.
     pub(crate) fn key(&self) -> VmKey {
         self.key
+    }
+
+    /// Its number: unlike the key, never used again.
+    pub(crate) fn serial(&self) -> u64 {
+        self.serial
     }
 
     /// The pid of its VMM.
@@ -201,12 +208,13 @@ impl VmQueue {
 
     /// KVM destroys the VM. Must not sleep: the rest is done by a work.
     pub(crate) fn mark_dead(this: Arc<Self>) {
-        this.dead.store(true, Release);
-        this.host.burial_begins();
-        // Refused only if it is queued already, which happens once in a VM's life.
-        if workqueue::system_long().enqueue(this).is_err() {
-            pr_err!("a VM ended twice\n");
+        // Another VM at the same address, without a queue, may end before this one is buried.
+        if this.dead.xchg(true, Full) {
+            return;
         }
+        this.host.burial_begins();
+        // Never refused: it is queued once in the life of a VM.
+        let _ = workqueue::system_long().enqueue(this);
     }
 
     /// One line a ring.

@@ -65,6 +65,8 @@ pub(crate) struct Ring {
 struct Shown {
     done: u32,
     declined: u64,
+    declined_shown: u64,
+    cookie: Cookie,
 }
 
 /// Why a ring was detached.
@@ -101,7 +103,7 @@ impl Ring {
         let window = GuestWindow::open(&slots, gpa, size.bytes()).map_err(|_| CallError::Memory)?;
         // The first and the last word stand for all: the slot is one piece.
         let last = size.slot_offset(size.get() - 1) as usize;
-        let reachable = window.read::<u32>(header::TAIL).and(window.read::<u64>(last));
+        let reachable = window.read_u32(header::TAIL).and(window.read_u64(last));
         reachable.map(drop).map_err(|_| CallError::Memory)
     }
 
@@ -120,7 +122,7 @@ impl Ring {
         let no_memory = |_: Error| CallError::NoMemory;
 
         let cookie = random_cookie();
-        let start = window.read(header::TAIL).map_err(unreachable)?;
+        let start = window.read_u32(header::TAIL).map_err(unreachable)?;
         let hva = window.hva();
         let doorbell = Doorbell::create(&window).map_err(unreachable)?;
         let listening = queue.host().listen().map_err(no_memory)?;
@@ -140,7 +142,7 @@ impl Ring {
                 task: Atomic::new(0),
                 work: TaskWork::new(),
                 drain <- new_mutex!(()),
-                publish <- new_mutex!(Shown { done: start, declined: 0 }),
+                publish <- new_mutex!(Shown { done: start, declined: 0, declined_shown: 0, cookie }),
                 progress <- new_spinlock!(progress),
                 late <- new_mutex!(KVec::new()),
                 settled <- new_condvar!(),
@@ -155,13 +157,13 @@ impl Ring {
 
     /// Writes the host's cache line; the flag that says so comes last.
     fn introduce(window: &GuestWindow<'_>, start: u32, size: RingSize, cookie: Cookie) -> Result {
-        window.write(header::DONE, &start)?;
-        window.write(header::COOKIE, &cookie.0)?;
-        window.write(header::DECLINED, &0u64)?;
-        window.write(header::ENTRIES, &size.get())?;
-        window.write(header::VERSION, &ABI_VERSION)?;
+        window.write_u32(header::DONE, start)?;
+        window.write_u64(header::COOKIE, cookie.0)?;
+        window.write_u64(header::DECLINED, 0)?;
+        window.write_u32(header::ENTRIES, size.get())?;
+        window.write_u32(header::VERSION, ABI_VERSION)?;
         smp_mb(Full);
-        window.write(header::FLAGS, &RING_ACTIVE)
+        window.write_u32(header::FLAGS, RING_ACTIVE)
     }
 
     /// Its number in the VM.
@@ -197,11 +199,13 @@ impl Ring {
     /// KVM_RUN returns to the VMM: whatever is unfinished must end before the VMM has a say.
     /// Preemption off.
     pub(crate) fn left(this: ArcBorrow<'_, Self>) {
-        let held = this.progress.lock().held().and_then(|vcpu| vcpu.try_get());
-        // The task found may be another one that got the address of one that has ended.
-        if held.as_ref().is_some_and(|vcpu| vcpu.vm().is_current()) {
-            TaskWork::queue(this, || held);
-        }
+        // The task may be another one that got the address of one that has ended. Counted only where the
+        // count is handed on: dropping it may sleep.
+        let held = || {
+            let progress = this.progress.lock();
+            progress.held().filter(|vcpu| vcpu.vm().is_current())?.try_get()
+        };
+        TaskWork::queue(this, held);
     }
 
     /// Executes what is visible to its end, and shows it. On a vCPU thread of the VM; may sleep.
@@ -275,9 +279,9 @@ impl Ring {
         let slots = vm.memslots();
         let Ok(window) = GuestWindow::open(&slots, self.gpa, self.size.bytes()) else { return };
         let cookie = self.progress.lock().consumer().cookie();
-        if window.hva() == self.hva && window.read::<u64>(header::COOKIE) == Ok(cookie.0) {
+        if window.hva() == self.hva && window.read_u64(header::COOKIE) == Ok(cookie.0) {
             // Nothing depends on it: a guest that does not see this runs into its own time-out.
-            let _ = window.write(header::FLAGS, &0u32);
+            let _ = window.write_u32(header::FLAGS, 0);
         }
     }
 }
@@ -296,7 +300,8 @@ impl Deferred for Ring {
             return;
         }
         this.follow(&vcpu, Task::current_raw() as usize);
-        if vcpu.is_in_run() {
+        // Another vCPU than the ring's own is here only on behalf of one that has left.
+        if vcpu.key() == this.vcpu && vcpu.is_in_run() {
             this.drain(&vcpu, this.queue.host().budget());
         } else {
             // The VMM may reset the guest or restore a snapshot as soon as it runs: nothing may be

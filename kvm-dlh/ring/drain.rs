@@ -4,7 +4,7 @@
 
 use core::mem::MaybeUninit;
 
-use dlh_abi::{header, Collected, RawEntry};
+use dlh_abi::{header, Collected, Operation, RawEntry, Status};
 use kernel::{
     prelude::*,
     sync::{
@@ -56,13 +56,15 @@ impl Ring {
         if self.doorbell.read().is_none() {
             self.doorbell.rearm(&window)?;
         }
-        let tail = window.read(header::TAIL)?;
+        let tail = window.read_u32(header::TAIL)?;
         // Pairs with the guest's barrier between filling a slot and moving tail.
         smp_mb(Full);
-        // The word is ours; another value means the memory went back in time or to another use.
+        // Both words are ours; others mean that the memory went back in time or to another use.
         {
             let shown = self.publish.lock();
-            if window.read::<u32>(header::DONE)? != shown.done {
+            if window.read_u32(header::DONE)? != shown.done
+                || window.read_u64(header::COOKIE)? != shown.cookie.0
+            {
                 return Err(Detached::Broken);
             }
         }
@@ -108,33 +110,44 @@ impl Ring {
             }
         }
         self.queue.stats().submitted(count);
+        let mut at_once = 0;
         let mut written = Ok(());
-        for place in &mut taken {
-            let Some(collected) = place else { break };
-            if let Outcome::Finished(status) = self.execute(vm, collected) {
-                if !status.is_ok() && broken.is_none() && written.is_ok() {
-                    written = self.write_status(window, collected.position, status);
-                }
-                self.queue.stats().ended(status);
-            } else {
-                *place = None;
+        for collected in taken.iter().flatten() {
+            let Some(status) = self.execute(vm, collected) else { continue };
+            if status.is_ok() {
+                at_once += 1;
+                continue;
+            }
+            self.queue.stats().ended(status);
+            // After a bad entry nothing more is written there: it may not be a ring any more.
+            if broken.is_none() && written.is_ok() {
+                written = self.write_status(window, collected.position, status);
             }
         }
-        // Whatever happened, what was taken comes to its end.
-        let mut progress = self.progress.lock();
-        for collected in taken[..count as usize].iter().flatten() {
-            progress.finish(collected.position);
-            progress.ended(1);
-        }
-        drop(progress);
+        self.queue.stats().executed(at_once);
+        self.progress.lock().executed_all();
         written?;
         broken.map_or(Ok(count), |e| Err(e.into()))
     }
 
-    fn execute(&self, vm: &Vm, collected: &Collected) -> Outcome {
-        match collected.call {
-            Ok(call) => self.queue.execute(vm, &call, self.id, collected.position),
-            Err(e) => Outcome::Finished(e.into()),
+    /// Executes one entry; `None` if it is pending, or has ended meanwhile.
+    fn execute(&self, vm: &Vm, collected: &Collected) -> Option<Status> {
+        let call = match collected.call {
+            Ok(call) => call,
+            Err(e) => return Some(e.into()),
+        };
+        if call.op == Operation::NOP {
+            return Some(Status::OK);
+        }
+        self.progress.lock().begin(collected.position);
+        match self.queue.execute(vm, &call, self.id, collected.position) {
+            Outcome::Finished(status) => {
+                let mut progress = self.progress.lock();
+                progress.finish(collected.position);
+                progress.ended(1);
+                Some(status)
+            }
+            Outcome::Pending => None,
         }
     }
 }

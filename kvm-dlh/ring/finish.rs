@@ -23,18 +23,21 @@ impl Ring {
     ) -> Result {
         let slot = self.size.slot_offset(self.size.slot(position)) as usize;
         self.publish.lock().declined += 1;
-        window.write(slot + RawEntry::STATUS_OFFSET, &status.0)
+        window.write_u32(slot + RawEntry::STATUS_OFFSET, status.0 as u32)
     }
 
     /// Stores `done`, and the count of declined entries, where the guest sees them.
     pub(super) fn show(&self, window: &GuestWindow<'_>) -> Result {
         let mut shown = self.publish.lock();
         let done = self.progress.lock().consumer().done();
-        window.write(header::DECLINED, &shown.declined)?;
+        if shown.declined != shown.declined_shown {
+            window.write_u64(header::DECLINED, shown.declined)?;
+            shown.declined_shown = shown.declined;
+        }
         if done != shown.done {
             // Pairs with the guest's barrier after it reads done: statuses come first.
             smp_mb(Full);
-            window.write(header::DONE, &done)?;
+            window.write_u32(header::DONE, done)?;
             shown.done = done;
         }
         Ok(())

@@ -35,13 +35,14 @@ pub struct Collected {
 ///
 /// # Invariants
 ///
-/// `done`, `collected` and every tail that [`Consumer::visible`] accepted follow each other in this
-/// order, and the last is at most `size` ahead of the first (all in wrapping arithmetic).
+/// `done`, `executed`, `collected` and every tail that [`Consumer::visible`] accepted follow each other
+/// in this order, and the last is at most `size` ahead of the first (all in wrapping arithmetic).
 #[derive(Clone, Copy, Debug)]
 pub struct Consumer {
     size: RingSize,
     cookie: Cookie,
     collected: u32,
+    executed: u32,
     done: u32,
 }
 
@@ -50,7 +51,7 @@ impl Consumer {
     #[inline]
     pub const fn new(size: RingSize, cookie: Cookie, start: u32) -> Self {
         // INVARIANT: all indices are equal.
-        Self { size, cookie, collected: start, done: start }
+        Self { size, cookie, collected: start, executed: start, done: start }
     }
 
     /// Size of the ring.
@@ -123,11 +124,18 @@ impl Consumer {
         Ok(Collected { position, call: raw.call() })
     }
 
-    /// Moves `done` forward to the first taken entry that `is_pending(slot)`, and returns it.
+    /// Every entry taken so far has been executed, or is pending: `done` may come to it.
+    #[inline]
+    pub fn executed_all(&mut self) {
+        // INVARIANT: equal to `collected`.
+        self.executed = self.collected;
+    }
+
+    /// Moves `done` forward to the first executed entry that `is_pending(slot)`, and returns it.
     #[inline]
     pub fn advance(&mut self, mut is_pending: impl FnMut(u32) -> bool) -> u32 {
-        // INVARIANT: stops at `collected`.
-        while self.done != self.collected && !is_pending(self.size.slot(self.done)) {
+        // INVARIANT: stops at `executed`.
+        while self.done != self.executed && !is_pending(self.size.slot(self.done)) {
             self.done = self.done.wrapping_add(1);
         }
         self.done
@@ -136,8 +144,8 @@ impl Consumer {
     /// [`Consumer::advance`] when nothing is pending, in constant time.
     #[inline]
     pub fn advance_all(&mut self) -> u32 {
-        // INVARIANT: equal to `collected`.
-        self.done = self.collected;
+        // INVARIANT: equal to `executed`.
+        self.done = self.executed;
         self.done
     }
 }

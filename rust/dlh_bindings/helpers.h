@@ -43,6 +43,12 @@ enum dlh_slot {
 };
 enum dlh_slot dlh_kvm_translate(struct kvm *kvm, u64 gfn, unsigned long *hva, u64 *pages);
 
+/* helpers/user.c: words of the VMM's memory, each in one access. */
+int dlh_get_user_u32(unsigned long address, u32 *value);
+int dlh_get_user_u64(unsigned long address, u64 *value);
+int dlh_put_user_u32(unsigned long address, u32 value);
+int dlh_put_user_u64(unsigned long address, u64 value);
+
 /* helpers/hypercall.c: the ftrace hook on the hypercall exit. */
 struct dlh_hypercall {
 	u64 function;
@@ -95,6 +101,7 @@ enum dlh_vma {
 	DLH_VMA_UFFD,
 };
 enum dlh_vma dlh_vma_judge(struct vm_area_struct *vma);
+unsigned long dlh_unmapped_bytes(struct mm_struct *mm, unsigned long address);
 bool dlh_mm_has_pinned(struct mm_struct *mm);
 unsigned long dlh_unpinned_pages(unsigned long start, unsigned long pages);
 struct vhost_task *dlh_worker_create(bool (*work)(void *), void (*killed)(void *), void *data);

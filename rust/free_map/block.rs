@@ -73,11 +73,17 @@ impl Block {
 
     /// Sets the state of every page of `range` that lies in the block of its first page.
     pub fn set(&mut self, range: GfnRange, state: PageState) {
-        let first = range.start().0;
+        // The state in each of a word's pages.
+        let all = state as u64 * (u64::MAX / 3);
         let block_end = (Block::number(range.start()) + 1) * BLOCK_PAGES;
-        for gfn in first..range.end().0.min(block_end) {
+        let end = range.end().0.min(block_end);
+        let mut gfn = range.start().0;
+        while gfn < end {
             let (word, shift) = Self::place(Gfn(gfn));
-            self.words[word] = (self.words[word] & !(3 << shift)) | ((state as u64) << shift);
+            let pages = (PAGES_A_WORD - shift / 2).min(end - gfn);
+            let mask = (u64::MAX >> (64 - 2 * pages)) << shift;
+            self.words[word] = (self.words[word] & !mask) | (all & mask);
+            gfn += pages;
         }
     }
 

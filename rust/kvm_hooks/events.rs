@@ -28,7 +28,7 @@ pub trait Events: Send + Sync + Sized + 'static {
     ///
     /// # Context
     ///
-    /// On the vCPU's thread; preemption off; spin locks may be taken.
+    /// On the vCPU's thread; preemption off; spin locks may be taken. Reported for every vCPU's return.
     fn left(&self);
 
     /// KVM is destroying this VM: its key may be reused once this has returned.

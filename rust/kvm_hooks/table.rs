@@ -91,7 +91,7 @@ impl<T> Table<T> {
         &self.buckets[hash as usize]
     }
 
-    /// Finds the object under `key`. Any context.
+    /// Finds the object under `key`, the newest if there are several. Any context.
     #[inline]
     pub fn find<'a>(&'a self, key: usize, _rcu: &'a rcu::Guard) -> Option<ArcBorrow<'a, T>> {
         let mut next = self.bucket(key).load(Ordering::Acquire);
@@ -105,7 +105,25 @@ impl<T> Table<T> {
         }
     }
 
-    /// Puts `value` under `key`, which must not be in use. May sleep.
+    /// Shows `visit` every object under `key`, the newest first. Any context.
+    #[inline]
+    pub fn find_all<'a>(
+        &'a self,
+        key: usize,
+        _rcu: &'a rcu::Guard,
+        visit: impl Fn(ArcBorrow<'a, T>),
+    ) {
+        let mut next = self.bucket(key).load(Ordering::Acquire);
+        // SAFETY: Linked when it was loaded, so it is not freed while the guard lives.
+        while let Some(node) = unsafe { next.as_ref() } {
+            if node.key == key {
+                visit(node.value.as_arc_borrow());
+            }
+            next = node.next.load(Ordering::Acquire);
+        }
+    }
+
+    /// Puts `value` under `key`, in front of what is there already. May sleep.
     pub fn insert(&self, key: usize, value: Arc<T>) -> Result {
         let node = KBox::new(Node { next: AtomicPtr::new(null_mut()), key, value }, GFP_KERNEL)?;
         let node = KBox::into_raw(node);

@@ -48,8 +48,8 @@ impl From<SlotError> for Verdict {
     }
 }
 
-/// Releases what may be released of `frames`, and says of each part what became of it. The guest must
-/// not be using them.
+/// Releases what may be released of `frames`, and says of each part what became of it; nothing is said of
+/// what is left because a signal is pending. The guest must not be using them.
 ///
 /// `lock` locks the memslots; they are let go of from time to time, so that changing them never waits
 /// for more than [`CHUNK_PAGES`].
@@ -63,7 +63,8 @@ pub fn release<'a>(
     mut tell: impl FnMut(GfnRange, Verdict),
 ) {
     let mut next = frames.start();
-    while next < frames.end() {
+    // A VMM that is being killed does not wait for this.
+    while next < frames.end() && !current!().signal_pending() {
         let pages = (frames.end().0 - next.0).min(CHUNK_PAGES);
         // Never fails: a part of a valid range is valid.
         let Ok(chunk) = GfnRange::new(next, pages) else { return };
@@ -85,11 +86,10 @@ fn release_chunk(
             tell(chunk, Verdict::NoMemslot);
             return chunk.pages();
         }
+        // The slot has changed since the pages were reported.
         Err(e) => {
-            // The next page may be in a slot again.
-            let Ok(one) = GfnRange::new(chunk.start(), 1) else { return chunk.pages() };
-            tell(one, e.into());
-            return 1;
+            tell(chunk, e.into());
+            return chunk.pages();
         }
     };
     match current!().mm() {
@@ -114,7 +114,11 @@ fn release_span(mm: &MmWithUser, span: Span, tell: &mut impl FnMut(GfnRange, Ver
                 release_in_vma(vma, address, rest.min(here), has_pinned)
             }
             // Nothing is mapped there, so there is nothing to release.
-            None => (1, Verdict::NoMemslot),
+            None => {
+                // SAFETY: The lock is held.
+                let bytes = unsafe { bindings::dlh_unmapped_bytes(mm.as_raw().cast(), address) };
+                (rest.min((bytes as u64).div_ceil(PAGE_SIZE)).max(1), Verdict::NoMemslot)
+            }
         };
         if let Ok(part) = GfnRange::new(Gfn(span.frames.start().0 + done), pages) {
             tell(part, verdict);

@@ -176,10 +176,17 @@ unsafe extern "C" fn execute<T: Operation>(
     // SAFETY: The interface passes a live VM.
     let vm = unsafe { Vm::from_raw(kvm) };
     match T::execute(context, vm, arg, Token(token)) {
-        Outcome::Finished(token, status) => {
-            // The return value completes it.
-            let _ = ManuallyDrop::new(token);
-            status.0
+        Outcome::Finished(back, status)
+            if (back.0.feed, back.0.call) == (token.feed, token.call) =>
+        {
+            // The return value completes it. What is not an error is success.
+            let _ = ManuallyDrop::new(back);
+            status.0.min(0)
+        }
+        Outcome::Finished(other, status) => {
+            // Not this call's: this one was kept, and is pending.
+            other.complete(status);
+            bindings::KVM_DLH_PENDING as i32
         }
         Outcome::Pending => bindings::KVM_DLH_PENDING as i32,
     }

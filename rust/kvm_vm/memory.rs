@@ -5,9 +5,10 @@
 use core::mem::MaybeUninit;
 
 use dlh_abi::{GfnRange, Gpa, RawEntry, PAGE_SIZE};
+use dlh_bindings as bindings;
 use kernel::{
+    error::to_result,
     prelude::*,
-    transmute::{AsBytes, FromBytes},
     uaccess::{UserPtr, UserSlice},
 };
 
@@ -59,21 +60,48 @@ impl<'a> GuestWindow<'a> {
         Ok(UserSlice::new(UserPtr::from_addr(self.base + offset), bytes))
     }
 
-    /// Copies a value out.
+    fn word<T>(&self, offset: usize) -> Result<usize> {
+        let end = offset.checked_add(size_of::<T>()).ok_or(EINVAL)?;
+        let address = self.base + offset;
+        if end > self.bytes || address % align_of::<T>() != 0 {
+            return Err(EINVAL);
+        }
+        Ok(address)
+    }
+
+    /// Reads an aligned word in one access: the other side may be writing it.
     ///
     /// # Errors
     ///
     /// `EFAULT` if the memory cannot be read, `EINVAL` outside the window.
-    pub fn read<T: FromBytes>(&self, offset: usize) -> Result<T> {
-        self.slice(offset, size_of::<T>())?.reader().read()
+    pub fn read_u32(&self, offset: usize) -> Result<u32> {
+        let mut value = 0;
+        // SAFETY: Any address may be tried; the helper checks that it is a user's. May sleep here.
+        to_result(unsafe { bindings::dlh_get_user_u32(self.word::<u32>(offset)?, &mut value) })?;
+        Ok(value)
     }
 
-    /// Copies a value in. Errors as [`GuestWindow::read`].
-    pub fn write<T: AsBytes>(&self, offset: usize, value: &T) -> Result {
-        self.slice(offset, size_of::<T>())?.writer().write(value)
+    /// As [`GuestWindow::read_u32`].
+    pub fn read_u64(&self, offset: usize) -> Result<u64> {
+        let mut value = 0;
+        // SAFETY: As in `read_u32`.
+        to_result(unsafe { bindings::dlh_get_user_u64(self.word::<u64>(offset)?, &mut value) })?;
+        Ok(value)
     }
 
-    /// Copies entries out into the front of `buffer`; returns them. Errors as [`GuestWindow::read`].
+    /// Writes an aligned word in one access. Errors as [`GuestWindow::read_u32`].
+    pub fn write_u32(&self, offset: usize, value: u32) -> Result {
+        // SAFETY: As in `read_u32`.
+        to_result(unsafe { bindings::dlh_put_user_u32(self.word::<u32>(offset)?, value) })
+    }
+
+    /// As [`GuestWindow::write_u32`].
+    pub fn write_u64(&self, offset: usize, value: u64) -> Result {
+        // SAFETY: As in `read_u32`.
+        to_result(unsafe { bindings::dlh_put_user_u64(self.word::<u64>(offset)?, value) })
+    }
+
+    /// Copies entries out into the front of `buffer`; returns them. Errors as [`GuestWindow::read_u32`].
     pub fn read_entries<'b>(
         &self,
         offset: usize,

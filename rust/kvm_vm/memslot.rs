@@ -58,7 +58,8 @@ impl<'a> Memslots<'a> {
 
     /// As much of `frames`, from its start, as lies in one usable memslot.
     pub fn translate(&self, frames: GfnRange) -> Result<Span, SlotError> {
-        let (hva, pages) = self.lookup(frames.start())?;
+        let (hva, pages) = self.lookup(frames.start());
+        let hva = hva?;
         let pages = pages.min(frames.pages());
         // The slot has at least the page that was looked up, so this cannot fail.
         let frames = GfnRange::new(frames.start(), pages).map_err(|_| SlotError::None)?;
@@ -66,26 +67,31 @@ impl<'a> Memslots<'a> {
     }
 
     /// Like [`Memslots::translate`], but all of `frames` or nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`SlotError::None`] also where the slot, of whatever kind, ends before `frames` does.
     pub fn translate_all(&self, frames: GfnRange) -> Result<Span, SlotError> {
-        let span = self.translate(frames)?;
-        if span.frames == frames {
-            Ok(span)
-        } else {
-            Err(SlotError::None)
+        let (hva, pages) = self.lookup(frames.start());
+        if pages < frames.pages() {
+            return Err(SlotError::None);
         }
+        Ok(Span { frames, hva: hva? })
     }
 
-    fn lookup(&self, gfn: Gfn) -> Result<(Hva, u64), SlotError> {
+    /// Where the frame lies, or why it cannot be used, and how many frames from it on share its slot.
+    fn lookup(&self, gfn: Gfn) -> (Result<Hva, SlotError>, u64) {
         let (mut hva, mut pages) = (0, 0);
         // SAFETY: By the type invariant the srcu read lock is held.
         let kind =
             unsafe { bindings::dlh_kvm_translate(self.vm.as_ptr(), gfn.0, &mut hva, &mut pages) };
-        match kind {
-            bindings::dlh_slot_DLH_SLOT_USABLE => Ok((Hva(hva), pages)),
+        let hva = match kind {
+            bindings::dlh_slot_DLH_SLOT_USABLE => Ok(Hva(hva)),
             bindings::dlh_slot_DLH_SLOT_READONLY => Err(SlotError::ReadOnly),
             bindings::dlh_slot_DLH_SLOT_PRIVATE => Err(SlotError::Private),
             _ => Err(SlotError::None),
-        }
+        };
+        (hva, pages)
     }
 }
 

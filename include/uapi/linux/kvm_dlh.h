@@ -75,7 +75,7 @@
 #define KVM_DLH_F_FREE_PAGES		(1U << 2)
 
 /* Errors: returned in RAX, or as an entry's status, negated. */
-#define KVM_DLH_EREFUSED	1101	/* caller is in SMM, nested or encrypted */
+#define KVM_DLH_EREFUSED	1101	/* caller is in SMM, nested or encrypted (SEV-ES and later) */
 #define KVM_DLH_EFUNCTION	1102	/* unknown function */
 #define KVM_DLH_EALIGN		1103	/* ring address not page aligned */
 #define KVM_DLH_ESIZE		1104	/* ring size no power of two or out of range */
@@ -114,7 +114,12 @@ struct kvm_dlh_entry {
 };
 
 /* hdr.flags */
-#define KVM_DLH_RING_ACTIVE	(1U << 0)	/* cleared: detached, set up anew */
+/*
+ * Cleared when the ring is torn down or replaced. A ring that was detached for what was found in it, or
+ * whose host went away, keeps the flag, for its memory may be anything by then: done stands still, and
+ * KICK answers -KVM_DLH_ENORING or -KVM_ENOSYS.
+ */
+#define KVM_DLH_RING_ACTIVE	(1U << 0)
 
 struct kvm_dlh_ring_hdr {
 	/* Written by the guest only. */

@@ -29,20 +29,6 @@ struct dlh_doorbell {
 	bool stale;
 };
 
-static bool doorbell_invalidate(struct mmu_interval_notifier *notifier,
-				const struct mmu_notifier_range *range, unsigned long seq)
-{
-	struct dlh_doorbell *bell = container_of(notifier, struct dlh_doorbell, notifier);
-
-	mmu_interval_set_seq(notifier, seq);
-	WRITE_ONCE(bell->stale, true);
-	return true;
-}
-
-static const struct mmu_interval_notifier_ops doorbell_ops = {
-	.invalidate = doorbell_invalidate,
-};
-
 static void doorbell_view_free(struct rcu_head *rcu)
 {
 	struct doorbell_view *view = container_of(rcu, struct doorbell_view, rcu);
@@ -58,6 +44,22 @@ static void doorbell_show(struct dlh_doorbell *bell, struct doorbell_view *view)
 	if (old)
 		call_rcu(&old->rcu, doorbell_view_free);
 }
+
+static bool doorbell_invalidate(struct mmu_interval_notifier *notifier,
+				const struct mmu_notifier_range *range, unsigned long seq)
+{
+	struct dlh_doorbell *bell = container_of(notifier, struct dlh_doorbell, notifier);
+
+	mmu_interval_set_seq(notifier, seq);
+	WRITE_ONCE(bell->stale, true);
+	/* Lets go of the page, so that it can be moved. */
+	doorbell_show(bell, NULL);
+	return true;
+}
+
+static const struct mmu_interval_notifier_ops doorbell_ops = {
+	.invalidate = doorbell_invalidate,
+};
 
 /*
  * Looks the page up anew. On a thread of the VMM; may sleep. Returns -EFAULT where the address is no

@@ -20,7 +20,10 @@
 
 static dlh_hypercall_fn hypercall_entry;
 
-/* Outside long mode KVM looks at the lower halves of the registers only. */
+/*
+ * Outside 64-bit mode KVM looks at the lower halves of the registers only. Whether a guest in long mode
+ * runs 32-bit code is not visible here: such a caller's upper halves count.
+ */
 static u64 register_mask(const struct kvm_vcpu *vcpu)
 {
 	return vcpu->arch.efer & EFER_LMA ? ~0ULL : ~0U;

@@ -74,11 +74,11 @@ enum dlh_slot dlh_kvm_translate(struct kvm *kvm, u64 gfn, unsigned long *hva, u6
 	slot = __gfn_to_memslot(__kvm_memslots(kvm, 0), gfn);
 	if (!slot || !kvm_is_visible_memslot(slot))
 		return DLH_SLOT_NONE;
+	*pages = slot->base_gfn + slot->npages - gfn;
 	if (slot->flags & KVM_MEM_READONLY)
 		return DLH_SLOT_READONLY;
 	if (kvm_slot_has_gmem(slot))
 		return DLH_SLOT_PRIVATE;
 	*hva = __gfn_to_hva_memslot(slot, gfn);
-	*pages = slot->base_gfn + slot->npages - gfn;
 	return DLH_SLOT_USABLE;
 }

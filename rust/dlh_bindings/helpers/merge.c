@@ -22,6 +22,14 @@ enum dlh_vma dlh_vma_judge(struct vm_area_struct *vma)
 	return DLH_VMA_USABLE;
 }
 
+/* How far it is from address, where nothing is mapped, to the next VMA. The caller holds the mmap lock. */
+unsigned long dlh_unmapped_bytes(struct mm_struct *mm, unsigned long address)
+{
+	const struct vm_area_struct *vma = find_vma(mm, address);
+
+	return (vma ? vma->vm_start : TASK_SIZE_MAX) - address;
+}
+
 /* Set by the first pin in this mm and never cleared: without it no page of it is pinned. */
 bool dlh_mm_has_pinned(struct mm_struct *mm)
 {
@@ -29,9 +37,10 @@ bool dlh_mm_has_pinned(struct mm_struct *mm)
 }
 
 /*
- * How many pages from start on, at most pages, are not pinned; the one after them is. Only pages that
- * are present are looked at, nothing is faulted in: a pinned page is never unmapped for migration or
- * swap. The caller holds the mmap lock of current->mm.
+ * How many pages from start on, at most pages, are not pinned; the one after them is, or may be. Only
+ * pages that are present are looked at, nothing is faulted in: a pinned page is never unmapped for
+ * migration or swap. The caller holds the mmap lock of current->mm. Not the fast variant: that one
+ * fails on pages that are present, for a PROT_NONE of NUMA balancing or a concurrent change.
  */
 unsigned long dlh_unpinned_pages(unsigned long start, unsigned long pages)
 {
@@ -40,9 +49,12 @@ unsigned long dlh_unpinned_pages(unsigned long start, unsigned long pages)
 	for (i = 0; i < pages; i++) {
 		struct page *page;
 		bool pinned;
+		long found = get_user_pages(start + i * PAGE_SIZE, 1, FOLL_NOFAULT, &page);
 
-		if (get_user_pages_fast_only(start + i * PAGE_SIZE, 1, 0, &page) != 1)
+		if (found == -EFAULT)
 			continue;
+		if (found != 1)
+			break;
 		pinned = folio_maybe_dma_pinned(page_folio(page));
 		put_page(page);
 		if (pinned)

@@ -492,6 +492,9 @@ fn other_kinds() -> CaseResult {
     let memory = vm.region(slot).mapping.clone();
     let mut setup = Setup::with_slot(vm, memory, slot)?;
     check_skipped(&mut setup, "skipped_readonly")?;
+    // However long the range is that begins there: it costs the host nothing.
+    let ranges = [(PLACE, 2 * MIB as u64), (PLACE, 1 << 45), (PLACE, (1 << 52) - PLACE)];
+    check_refused(&mut setup, Error::Memory, &ranges)?;
     setup.finish()
 }
 

@@ -8,6 +8,7 @@ use dlh_abi::{header, Cookie, Error, Function, RawEntry};
 
 use super::{check_ring_works, check_vm_works};
 use crate::ktap::{check, check_eq, Case, CaseResult, Result, Verdict};
+use crate::memory::{Backing, Mapping};
 use crate::ring::{Ring, NOP};
 use crate::vcpu::Exit;
 use crate::vm::{Vm, VmConfig, BASE};
@@ -63,6 +64,7 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("a flood that spoils a ring again and again", repeatedly),
         Case::new("a done that the guest has changed", done_changed),
         Case::new("other changes to the host's words do not matter", host_words),
+        Case::new("memory in another use that looks like an idle ring", idle_but_foreign),
         Case::new("another vCPU's ring is not affected", other_vcpu),
     ]);
     cases
@@ -187,6 +189,23 @@ fn zeroed_at_zero() -> CaseResult {
     Ok(Verdict::Pass)
 }
 
+fn idle_but_foreign() -> CaseResult {
+    // The kernel that set the ring up is gone; in what the memory is now, both indices read as 0.
+    let mut vm = Vm::new(VmConfig::default())?;
+    let ring = Ring::set_up(&mut vm, 0, PLACE, 64, 0)?;
+    let indices = [header::TAIL, header::DONE];
+    ring.overwrite(|at| if indices.contains(&at) { 0 } else { random(at) });
+    // A memslot that comes or goes has the host look at every ring.
+    let before = vm.stats()?;
+    let slot = vm.add_memory(PLACE + 0x1000_0000, Mapping::new(Backing::Anonymous, 1 << 20)?)?;
+    check_left_alone(&mut vm, &ring)?;
+    vm.remove_memory(slot)?;
+    check_left_alone(&mut vm, &ring)?;
+    check_eq!(vm.stats()?.since(&before, "rings_broken")?, 1, "rings_broken");
+    check_vm_works(&mut vm)?;
+    Ok(Verdict::Pass)
+}
+
 fn id_gone() -> CaseResult {
     let mut vm = Vm::new(VmConfig::default())?;
     let ring = used_ring(&mut vm)?;
@@ -248,7 +267,8 @@ fn done_changed() -> CaseResult {
 }
 
 fn host_words() -> CaseResult {
-    // The host keeps its own state; the words in memory are only what it tells the guest.
+    // The host keeps its own state; but for done and the cookie, by which it knows its ring, the words
+    // in memory are only what it tells the guest.
     let mut vm = Vm::new(VmConfig::default())?;
     let mut ring = used_ring(&mut vm)?;
     let before = vm.stats()?;
@@ -256,7 +276,7 @@ fn host_words() -> CaseResult {
     for round in 1..=5 {
         let tail = ring.tail();
         memory.word32(offset + header::FLAGS).store(0, Ordering::SeqCst);
-        for word in (header::COOKIE..dlh_abi::HEADER_BYTES).step_by(8) {
+        for word in (header::DECLINED..dlh_abi::HEADER_BYTES).step_by(8) {
             memory.word(offset + word).store(random(word), Ordering::SeqCst);
         }
         ring.push(&NOP, 3)?;
