@@ -61,7 +61,7 @@ lint: env
 unit: env
 	@echo "Unit and property tests of the pure crates and of the test tools"
 	@$(ENTER) cargo test --locked --quiet -p dlh_abi -p free_map
-	@$(ENTER) env PYTHONPATH=selftests python3 -B -m unittest -q discover -s selftests/vm/unit
+	@$(ENTER) env PYTHONPATH=selftests python3 -B -m unittest discover -q -s selftests/vm/unit
 
 .PHONY: test
 test: modules-env modules-faulty programs lint unit
