@@ -6,7 +6,13 @@ use dlh_abi::{
     Call, Error as CallError, Function, Gpa, RingSize, Status, ABI_VERSION, FEATURE_CALL,
     FEATURE_RING,
 };
-use kernel::{prelude::*, sync::Arc};
+use kernel::{
+    prelude::*,
+    sync::{
+        barrier::{smp_mb, Full},
+        Arc,
+    },
+};
 use kvm_hooks::HypercallArgs;
 use kvm_vm::Vcpu;
 
@@ -90,6 +96,12 @@ fn set_up(
     if queue.add_ring(ring.clone()).is_err() {
         host.forget_ring(&ring);
         return Err(CallError::NoMemory);
+    }
+    // Whoever closes all rings sets the flag first: it has seen this ring, or this sees the flag.
+    smp_mb(Full);
+    if host.is_closing() {
+        queue.remove_ring(ring.id(), Some(vcpu));
+        return Err(CallError::Gone);
     }
     Ok(i64::from(ring.id()))
 }

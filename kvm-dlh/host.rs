@@ -12,6 +12,7 @@ use kernel::{
             ordering::{Acquire, Relaxed, Release},
             Atomic,
         },
+        barrier::{smp_mb, Full},
         rcu, Arc, ArcBorrow, Mutex,
     },
     task::Task,
@@ -35,6 +36,8 @@ use crate::{
 #[pin_data]
 pub(crate) struct Host {
     budget: u32,
+    /// The module is on its way out: nothing new is made.
+    closing: Atomic<bool>,
     probes: Arc<ExitProbes<Host>>,
     directory: Directory,
     /// Rings by vCPU, for the exit path.
@@ -95,6 +98,7 @@ impl Host {
         let host = Arc::pin_init(
             try_pin_init!(Self {
                 budget,
+                closing: Atomic::new(false),
                 probes,
                 directory: Directory::new(),
                 by_vcpu <- Table::new(),
@@ -115,6 +119,11 @@ impl Host {
     /// Entries a drain may execute before the vCPU goes on.
     pub(crate) fn budget(&self) -> u32 {
         self.budget
+    }
+
+    /// Whether the module is on its way out.
+    pub(crate) fn is_closing(&self) -> bool {
+        self.closing.load(Acquire)
     }
 
     /// The operations.
@@ -140,6 +149,9 @@ impl Host {
         let key = vcpu.vm().key().as_usize();
         // Held throughout, so that two vCPUs do not make two queues.
         let mut vms = self.vms.lock();
+        if self.is_closing() {
+            return Err(CallError::Gone);
+        }
         {
             let guard = rcu::read_lock();
             // The newest one at that address comes first.
@@ -170,15 +182,21 @@ impl Host {
     }
 
     /// The ring's vCPU is run by another thread now. May sleep.
-    pub(crate) fn follow(&self, ring: &Arc<Ring>, old: usize, new: usize) -> Result {
-        drop(self.by_task.unlink(old, |r| Arc::ptr_eq(r, ring)));
-        self.by_task.insert(new, ring.clone())
+    pub(crate) fn follow(&self, ring: &Arc<Ring>, task: usize) -> Result {
+        self.by_task.insert(task, ring.clone())
+    }
+
+    /// The ring's vCPU is no longer run by this thread. May sleep.
+    pub(crate) fn unfollow(&self, ring: &Arc<Ring>, task: usize) {
+        if task != 0 {
+            drop(self.by_task.unlink(task, |r| Arc::ptr_eq(r, ring)));
+        }
     }
 
     /// Nothing leads to the ring, which is closed, any more. May sleep.
     pub(crate) fn forget_ring(&self, ring: &Arc<Ring>) {
         drop(self.by_vcpu.unlink(ring.vcpu().as_usize(), |r| Arc::ptr_eq(r, ring)));
-        drop(self.by_task.unlink(ring.task(), |r| Arc::ptr_eq(r, ring)));
+        self.unfollow(ring, ring.task());
     }
 
     /// A VM has ended; [`Host::bury`] follows. Any context.
@@ -210,16 +228,19 @@ impl Running {
     /// Takes the module out of KVM: on return nothing of it runs, or will. May sleep.
     pub(crate) fn stop(&mut self) {
         let host = &self.host;
-        if let Some(hooks) = &mut self.hooks {
-            hooks.refuse_hypercalls();
-        }
         // No operation is registered any more: whoever registers one uses our symbols.
         self.published = None;
         // No VM and no ring is added from here on. VMs may still end by themselves.
+        host.closing.store(true, Release);
+        smp_mb(Full);
         let mut after = 0;
         while let Some(queue) = host.next_vm(after) {
             queue.remove_all_rings();
             after = queue.serial() + 1;
+        }
+        // Only now may a guest hear that there is nobody: no ring is in our hands any more.
+        if let Some(hooks) = &mut self.hooks {
+            hooks.refuse_hypercalls();
         }
         // The last ring took the probes with it.
         wait_for_task_works();

@@ -227,7 +227,9 @@ impl Ring {
         }
         // Nothing is entered into the table once the ring is closed: see `close()`.
         let drain = self.drain.lock();
-        let known = self.live.load(Acquire) && self.queue.host().follow(self, old, task).is_ok();
+        let host = self.queue.host();
+        host.unfollow(self, old);
+        let known = self.live.load(Acquire) && host.follow(self, task).is_ok();
         self.task.store(if known { task } else { 0 }, Relaxed);
         drop(drain);
         if !known {

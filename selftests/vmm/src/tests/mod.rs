@@ -2,7 +2,8 @@
 
 //! The subjects of the tests, one a file.
 
-pub(crate) mod bad_input;
+pub(crate) mod aftermath;
+mod bad_input;
 pub(crate) mod discovery;
 pub(crate) mod free_pages;
 pub(crate) mod machinery;
@@ -44,6 +45,8 @@ pub(crate) enum Subject {
     Malformed,
     /// The operation FREE_PAGES, of ksm_bridge.ko.
     FreePages,
+    /// What is left when KVM_RUN returns and when things go. Removes the modules at the end.
+    Aftermath,
     /// Memory, vCPUs and VMs that go away at the wrong moment.
     Races,
     /// Modules that come and go while VMs run; none of ours is inserted at the start.
@@ -65,6 +68,7 @@ impl Subject {
             Subject::Ring => ring::cases(),
             Subject::Malformed => malformed::cases(),
             Subject::FreePages => free_pages::cases(),
+            Subject::Aftermath => aftermath::cases(),
             Subject::Races => races::cases(),
             Subject::Reload { modules } => reload::cases(modules),
         }
