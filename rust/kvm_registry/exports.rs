@@ -76,11 +76,6 @@ impl<O: Owner> Published<O> {
         // INVARIANT: Set just above.
         Ok(Self { owner, entry })
     }
-
-    /// The owner.
-    pub fn owner(&self) -> &Arc<O> {
-        &self.owner
-    }
 }
 
 impl<O: Owner> Drop for Published<O> {
