@@ -38,7 +38,14 @@ enum Command {
         subject: tests::Subject,
     },
     /// Measure what calls cost, in ticks of the guest's time-stamp counter.
-    Measure,
+    Measure {
+        /// Only rounds with this many calls before each exit, for a profiler to look at.
+        #[arg(long)]
+        batch: Option<u64>,
+        /// How many rounds.
+        #[arg(long, requires = "batch", default_value_t = 1000)]
+        laps: u64,
+    },
     /// Keep a VM busy until killed; the races test does that.
     Flood,
 }
@@ -46,7 +53,9 @@ enum Command {
 fn main() -> ExitCode {
     let good = match Arguments::parse().command {
         Command::Ktap { only, subject } => ktap::run(subject.cases(), &only),
-        Command::Measure => match measure::measure() {
+        Command::Measure { batch, laps } => match batch
+            .map_or_else(measure::measure, |batch| measure::repeat(batch, laps))
+        {
             Ok(()) => true,
             Err(error) => {
                 eprintln!("dlh-vmm: {error}");

@@ -29,6 +29,15 @@ fn best(vcpu: &mut Vcpu, ring: &mut Ring, batch: u64) -> Result<(f64, f64)> {
     Ok(best)
 }
 
+/// Repeats one batch size, and prints what a round comes to: something to look at with a profiler.
+pub(crate) fn repeat(batch: u64, laps: u64) -> Result<()> {
+    let mut vm = Vm::new(VmConfig::default())?;
+    let mut ring = Ring::set_up(&mut vm, 0, BASE, 1024, 0)?;
+    let (all, _) = vm.vcpus[0].measure(&mut ring, &NOP, batch, laps)?;
+    println!("round_b{batch} {:.1}", all as f64 / laps as f64);
+    Ok(())
+}
+
 /// Prints `name ticks` lines. Without the module there is only the hypercall that KVM answers.
 pub(crate) fn measure() -> Result<()> {
     let mut vm = Vm::new(VmConfig::default())?;
