@@ -4,7 +4,7 @@
 
 use dlh_abi::{
     Call, Error as CallError, Function, Gpa, RingSize, Status, ABI_VERSION, FEATURE_CALL,
-    FEATURE_RING,
+    FEATURE_CALLS, FEATURE_RING, FEATURE_TRACE,
 };
 use kernel::{
     prelude::*,
@@ -20,7 +20,7 @@ use crate::{host::Host, queue::VmQueue, ring::Ring, stats::Event};
 
 /// Carries out one hypercall; returns RAX. On the vCPU's thread; may sleep.
 pub(crate) fn hypercall(host: &Arc<Host>, vcpu: &Vcpu, args: HypercallArgs) -> i64 {
-    let queue = match host.queue_of(vcpu) {
+    let queue = match host.queue_of_vcpu(vcpu) {
         Ok(queue) => queue,
         Err(e) => return e.to_rax(),
     };
@@ -45,7 +45,8 @@ fn dispatch(
     }
     match Function::try_from(function)? {
         Function::Features => {
-            let bits = host.registry().features() | FEATURE_RING | FEATURE_CALL;
+            let own = FEATURE_RING | FEATURE_CALL | FEATURE_CALLS | FEATURE_TRACE;
+            let bits = host.registry().features() | own;
             Ok(i64::from(ABI_VERSION) << 32 | i64::from(bits))
         }
         Function::RingSetup => set_up(host, queue, vcpu, arg),
@@ -64,8 +65,16 @@ fn dispatch(
         }
         Function::Call => {
             let call = Call::from_registers(arg[0], arg[1], arg[2])?;
-            let Status(status) = queue.insert(vcpu.vm(), &call)?;
+            let Status(status) = queue.insert(vcpu, &call);
             Ok(i64::from(status))
+        }
+        Function::Calls => {
+            let [array, count, flags] = arg;
+            if flags != 0 {
+                return Err(CallError::Argument);
+            }
+            let ended = queue.insert_all(vcpu, Gpa(array), count)?;
+            i64::try_from(ended).map_err(|_| CallError::Size)
         }
     }
 }
@@ -103,5 +112,6 @@ fn set_up(
         queue.remove_ring(ring.id(), Some(vcpu));
         return Err(CallError::Gone);
     }
+    ring.follow(vcpu);
     Ok(i64::from(ring.id()))
 }

@@ -19,13 +19,15 @@ use kernel::{
     time::{delay::fsleep, Delta},
 };
 use kvm_hooks::{
-    doorbell_barrier, synchronize_tasks, wait_for_task_works, Events, ExitProbes, Hooks,
-    HypercallArgs, Listening, Missing, Table,
+    doorbell_barrier, synchronize_tasks, timer_tick, wait_for_task_works, Events, ExitProbes,
+    Hooks, HypercallArgs, Listening, Missing, Reader, Table, Tick, Ticker,
 };
 use kvm_registry::{Contexts, Owner, Published, Registry};
-use kvm_vm::{Vcpu, VmKey};
+use kvm_vm::{Vcpu, Vm, VmKey};
 
 use crate::{
+    birth::Birth,
+    budget::Budget,
     debug::{Directory, VmDirectory},
     functions,
     queue::VmQueue,
@@ -35,7 +37,7 @@ use crate::{
 /// Everything the module knows.
 #[pin_data]
 pub(crate) struct Host {
-    budget: u32,
+    budget: Budget,
     /// The module is on its way out: nothing new is made.
     closing: Atomic<bool>,
     probes: Arc<ExitProbes<Host>>,
@@ -57,6 +59,9 @@ pub(crate) struct Host {
     by_vm: Table<VmQueue>,
     /// VMs whose end is being dealt with.
     burials: Atomic<i64>,
+    /// Has vCPUs exit whose entries have waited for long, where nothing else does.
+    #[pin]
+    ticker: Mutex<Option<Ticker<Host>>>,
 }
 
 struct Member {
@@ -93,7 +98,7 @@ pub(crate) struct Running {
 
 impl Host {
     /// Attaches the hooks. May sleep.
-    pub(crate) fn start(budget: u32) -> Result<Running, StartError> {
+    pub(crate) fn start(budget: Budget, max_defer: Delta) -> Result<Running, StartError> {
         let probes = ExitProbes::find()?;
         let host = Arc::pin_init(
             try_pin_init!(Self {
@@ -108,17 +113,24 @@ impl Host {
                 next_serial: Atomic::new(0),
                 by_vm <- Table::new(),
                 burials: Atomic::new(0),
+                ticker <- new_mutex!(None),
             }),
             GFP_KERNEL,
         )?;
         let published = Published::new(host.clone())?;
         let hooks = Hooks::attach(host.clone())?;
+        if !max_defer.is_zero() && timer_tick().is_none_or(|tick| max_defer < tick) {
+            // What is new at one look and still there at the next has waited for one to two periods.
+            let period = Delta::from_nanos(max_defer.as_nanos() / 2);
+            *host.ticker.lock() = Some(Ticker::start(host.clone(), period)?);
+        }
         Ok(Running { hooks: Some(hooks), published: Some(published), host })
     }
 
-    /// Entries a drain may execute before the vCPU goes on.
-    pub(crate) fn budget(&self) -> u32 {
-        self.budget
+    /// What a drain may do before the vCPU goes on.
+    #[inline]
+    pub(crate) fn budget(&self) -> &Budget {
+        &self.budget
     }
 
     /// Whether the module is on its way out.
@@ -136,17 +148,22 @@ impl Host {
         self.probes.listen(self)
     }
 
-    /// The queue of the VM of `vcpu`, made if this is the first contact. On the vCPU's thread.
-    pub(crate) fn queue_of(self: &Arc<Self>, vcpu: &Vcpu) -> Result<Arc<VmQueue>, CallError> {
+    /// The queue of the VM of `vcpu`, made if there is none yet. On the vCPU's thread; may sleep.
+    pub(crate) fn queue_of_vcpu(self: &Arc<Self>, vcpu: &Vcpu) -> Result<Arc<VmQueue>, CallError> {
         {
             let guard = rcu::read_lock();
-            if let Some(ring) = self.by_vcpu.find(vcpu.key().as_usize(), &guard) {
+            if let Some(ring) = self.by_vcpu.find(vcpu.key().as_usize(), Reader::of(&guard)) {
                 if !ring.queue().is_dead() {
                     return Ok(ring.queue().clone());
                 }
             }
         }
-        let key = vcpu.vm().key().as_usize();
+        self.queue_of(vcpu.vm())
+    }
+
+    /// The queue of `vm`, made if there is none yet. May sleep.
+    pub(crate) fn queue_of(self: &Arc<Self>, vm: &Vm) -> Result<Arc<VmQueue>, CallError> {
+        let key = vm.key().as_usize();
         // Held throughout, so that two vCPUs do not make two queues.
         let mut vms = self.vms.lock();
         if self.is_closing() {
@@ -155,7 +172,7 @@ impl Host {
         {
             let guard = rcu::read_lock();
             // The newest one at that address comes first.
-            if let Some(queue) = self.by_vm.find(key, &guard) {
+            if let Some(queue) = self.by_vm.find(key, Reader::of(&guard)) {
                 if !queue.is_dead() {
                     return Ok(queue.into());
                 }
@@ -163,7 +180,8 @@ impl Host {
         }
         let no_memory = |_: Error| CallError::NoMemory;
         let serial = self.next_serial.fetch_add(1, Relaxed);
-        let queue = VmQueue::new(self, vcpu.vm(), serial).map_err(no_memory)?;
+        let name = Directory::name_for(vm, serial).map_err(no_memory)?;
+        let queue = VmQueue::new(self, vm, serial, name).map_err(no_memory)?;
         let directory = self.directory.add(&queue).map_err(no_memory)?;
         let member = Member { queue: queue.clone(), _directory: directory };
         vms.try_create_and_insert(serial, member, GFP_KERNEL_ACCOUNT)
@@ -178,7 +196,11 @@ impl Host {
 
     /// Has exits of the ring's vCPU lead to it. May sleep.
     pub(crate) fn announce_ring(&self, ring: &Arc<Ring>) -> Result {
-        self.by_vcpu.insert(ring.vcpu().as_usize(), ring.clone())
+        self.by_vcpu.insert(ring.vcpu().as_usize(), ring.clone())?;
+        if let Some(ticker) = &*self.ticker.lock() {
+            ticker.wake();
+        }
+        Ok(())
     }
 
     /// The ring's vCPU is run by another thread now. May sleep.
@@ -240,8 +262,10 @@ impl Running {
         }
         // Only now may a guest hear that there is nobody: no ring is in our hands any more.
         if let Some(hooks) = &mut self.hooks {
-            hooks.refuse_hypercalls();
+            hooks.admit_none();
         }
+        let ticker = host.ticker.lock().take();
+        drop(ticker);
         // The last ring took the probes with it.
         wait_for_task_works();
         self.hooks = None;
@@ -263,27 +287,55 @@ impl Events for Host {
         functions::hypercall(&this.into(), vcpu, call)
     }
 
-    #[inline]
-    fn exited(&self, vcpu: &Vcpu) {
-        let guard = rcu::read_lock();
-        if let Some(ring) = self.by_vcpu.find(vcpu.key().as_usize(), &guard) {
-            Ring::exited(ring, vcpu);
+    #[inline(always)]
+    fn exited(&self, vcpu: &Vcpu, reader: Reader<'_>) {
+        // Where nothing is, this is all that an exit costs: a few instructions, without a stack frame.
+        if !self.by_vcpu.is_vacant(vcpu.key().as_usize()) {
+            self.exited_with_ring(vcpu, reader);
         }
     }
 
     fn left(&self) {
         let guard = rcu::read_lock();
         // A thread may run several vCPUs in turn.
-        self.by_task.find_all(Task::current_raw() as usize, &guard, Ring::left);
+        self.by_task.find_all(Task::current_raw() as usize, Reader::of(&guard), Ring::left);
+    }
+
+    fn created(this: ArcBorrow<'_, Self>, vm: &Vm) {
+        if !this.is_closing() {
+            Birth::announce(this.into(), vm);
+        }
     }
 
     fn destroyed(&self, vm: VmKey) {
         let guard = rcu::read_lock();
-        let queue = self.by_vm.find(vm.as_usize(), &guard).map(Arc::from);
+        let queue = self.by_vm.find(vm.as_usize(), Reader::of(&guard)).map(Arc::from);
         drop(guard);
         if let Some(queue) = queue {
             VmQueue::mark_dead(queue);
         }
+    }
+}
+
+impl Host {
+    #[inline(never)]
+    fn exited_with_ring(&self, vcpu: &Vcpu, reader: Reader<'_>) {
+        if let Some(ring) = self.by_vcpu.find(vcpu.key().as_usize(), reader) {
+            Ring::exited(ring, vcpu, reader);
+        }
+    }
+}
+
+impl Tick for Host {
+    fn tick(&self) -> bool {
+        let mut any = false;
+        let guard = rcu::read_lock();
+        let reader = Reader::of(&guard);
+        self.by_vcpu.for_each(reader, |ring| {
+            any = true;
+            ring.tick(reader);
+        });
+        any
     }
 }
 

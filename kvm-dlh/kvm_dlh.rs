@@ -5,7 +5,8 @@
 //! One way through, one file a step:
 //!
 //! guest ring -> exit probe ([`host`]) -> ring ([`ring`]) -> VM queue ([`queue`]) -> operation
-//! (`kvm_registry`), with statistics ([`stats`]) beside every step, shown by [`debug`].
+//! (`kvm_registry`, [`trace`]), with statistics ([`stats`]) beside every step, shown by [`debug`].
+//! The other way in: hypercall ([`functions`]) -> [`inserted`] -> VM queue.
 //!
 //! # Locking
 //!
@@ -14,20 +15,24 @@
 //! 1. `Host::vms`
 //! 2. `VmQueue::rings`
 //! 3. `Ring::drain` (held while operations execute)
-//! 4. `Ring::publish`
-//! 5. `Ring::late`
-//! 6. `Ring::progress` (spin lock)
+//! 4. `Ring::state`
+//! 5. `Ring::late`, `Host::ticker`
+//! 6. `VmQueue::inserted`, `Ring::unfinished`, `Ring::runner` (spin locks)
 
-use kernel::prelude::*;
+use kernel::{prelude::*, time::Delta};
 
+mod birth;
+mod budget;
 mod debug;
 mod functions;
 mod host;
-mod progress;
+mod inserted;
 mod queue;
 mod ring;
 mod stats;
+mod trace;
 
+use budget::Budget;
 use host::Host;
 
 module! {
@@ -41,6 +46,14 @@ module! {
             default: 512,
             description: "Entries executed at most before a vCPU may go on (1 to 65536)",
         },
+        budget_us: u32 {
+            default: 50,
+            description: "Microseconds spent on them at most, but for the last one (1 to 1000000)",
+        },
+        max_defer_us: u32 {
+            default: 10000,
+            description: "Microseconds that an entry waits at most for its vCPU to exit by itself (100 to 1000000; 0: for ever)",
+        },
     },
 }
 
@@ -50,12 +63,23 @@ struct KvmDlh {
 
 impl kernel::Module for KvmDlh {
     fn init(_module: &'static ThisModule) -> Result<Self> {
-        let budget = module_parameters::budget_entries.value();
-        if !(1..=65536).contains(&budget) {
-            pr_err!("budget_entries={} is not between 1 and 65536\n", budget);
+        let entries = module_parameters::budget_entries.value();
+        if !(1..=65536).contains(&entries) {
+            pr_err!("budget_entries={} is not between 1 and 65536\n", entries);
             return Err(EINVAL);
         }
-        match Host::start(budget) {
+        let us = module_parameters::budget_us.value();
+        if !(1..=1_000_000).contains(&us) {
+            pr_err!("budget_us={} is not between 1 and 1000000\n", us);
+            return Err(EINVAL);
+        }
+        let defer_us = module_parameters::max_defer_us.value();
+        if defer_us != 0 && !(100..=1_000_000).contains(&defer_us) {
+            pr_err!("max_defer_us={} is not between 100 and 1000000, nor 0\n", defer_us);
+            return Err(EINVAL);
+        }
+        let budget = Budget { entries, time: Delta::from_micros(us.into()) };
+        match Host::start(budget, Delta::from_micros(defer_us.into())) {
             Ok(host) => Ok(Self { host }),
             Err(host::StartError::Missing(missing)) => {
                 let what = match missing.error {

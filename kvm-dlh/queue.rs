@@ -1,32 +1,63 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The queue of one VM: its rings, its trap-inserted calls, and where both are executed.
+//! The queue of one VM: its rings, and where its calls are executed.
 
-use dlh_abi::{Call, Error as CallError, Operation, Status};
+use dlh_abi::{Call, Operation, Status};
 use kernel::{
-    fmt, impl_has_work, new_condvar, new_mutex, new_work,
+    fmt, impl_has_work, new_mutex, new_spinlock, new_work,
     prelude::*,
     rbtree::RBTree,
-    sync::{
-        atomic::{
-            ordering::{Acquire, Full, Relaxed},
-            Atomic,
-        },
-        Arc, CondVar, Mutex,
-    },
+    str::CString,
+    sync::{Arc, Mutex, SpinLock},
     workqueue::{self, Work, WorkItem},
 };
+use kvm_hooks::inline_atomic::{AtomicBool, AtomicU32, Ordering};
 use kvm_registry::{Contexts, Feed, Outcome};
 use kvm_vm::{Vcpu, Vm, VmKey};
 
 use crate::{
     host::Host,
+    inserted::Inserted,
     ring::Ring,
     stats::{Event, Stats},
+    trace,
 };
 
 /// The feed number of trap-inserted calls; the others are ring numbers, below 4,096.
-const INSERTED: u32 = u32::MAX;
+pub(crate) const INSERTED: u32 = 0xff_ffff;
+
+/// Who makes a call, and from where.
+pub(crate) struct Caller<'a> {
+    /// The vCPU.
+    pub(crate) vcpu: &'a Vcpu,
+    /// Its ring's number, or [`INSERTED`].
+    pub(crate) feed: u32,
+    /// The lower half of the guest's time-stamp counter at the call, if known.
+    pub(crate) time: Option<u32>,
+}
+
+/// Names a call in its VM: it goes out with a token and comes back when that is completed.
+#[derive(Clone, Copy)]
+struct CallId {
+    feed: u32,
+    position: u32,
+    op: Operation,
+}
+
+impl CallId {
+    fn pack(self) -> u64 {
+        // Operation numbers are below 64, feeds below 2^24.
+        u64::from(self.op.0) << 56 | u64::from(self.feed) << 32 | u64::from(self.position)
+    }
+
+    fn unpack(id: u64) -> Self {
+        Self {
+            feed: (id >> 32) as u32 & INSERTED,
+            position: id as u32,
+            op: Operation((id >> 56) as u16),
+        }
+    }
+}
 
 /// The queue of one VM.
 #[pin_data]
@@ -34,26 +65,18 @@ pub(crate) struct VmQueue {
     host: Arc<Host>,
     key: VmKey,
     serial: u64,
-    pid: i32,
-    dead: Atomic<bool>,
+    name: CString,
+    dead: AtomicBool,
     stats: Stats,
     #[pin]
     contexts: Contexts,
     #[pin]
     rings: Mutex<RBTree<u32, Arc<Ring>>>,
-    next_call: Atomic<u32>,
+    next_call: AtomicU32,
     #[pin]
-    inserted: Mutex<KVec<Waiting>>,
-    #[pin]
-    answered: CondVar,
+    inserted: SpinLock<Inserted>,
     #[pin]
     burial: Work<VmQueue>,
-}
-
-/// A trap-inserted call whose vCPU waits for it.
-struct Waiting {
-    call: u32,
-    status: Option<Status>,
 }
 
 impl_has_work! {
@@ -61,21 +84,20 @@ impl_has_work! {
 }
 
 impl VmQueue {
-    /// A queue for `vm`. May sleep.
-    pub(crate) fn new(host: &Arc<Host>, vm: &Vm, serial: u64) -> Result<Arc<Self>> {
+    /// A queue for `vm`, shown under `name`. May sleep.
+    pub(crate) fn new(host: &Arc<Host>, vm: &Vm, serial: u64, name: CString) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
                 host: host.clone(),
                 key: vm.key(),
                 serial,
-                pid: vm.pid(),
-                dead: Atomic::new(false),
+                name,
+                dead: AtomicBool::new(false),
                 stats: Stats::new(),
                 contexts <- Contexts::new(),
                 rings <- new_mutex!(RBTree::new()),
-                next_call: Atomic::new(0),
-                inserted <- new_mutex!(KVec::new()),
-                answered <- new_condvar!(),
+                next_call: AtomicU32::new(0),
+                inserted <- new_spinlock!(Inserted::new()),
                 burial <- new_work!("VmQueue::burial"),
             }),
             GFP_KERNEL_ACCOUNT,
@@ -97,12 +119,13 @@ impl VmQueue {
         self.serial
     }
 
-    /// The pid of its VMM.
-    pub(crate) fn pid(&self) -> i32 {
-        self.pid
+    /// What its directory is called.
+    pub(crate) fn name(&self) -> &CStr {
+        &self.name
     }
 
     /// Its statistics.
+    #[inline]
     pub(crate) fn stats(&self) -> &Stats {
         &self.stats
     }
@@ -115,52 +138,40 @@ impl VmQueue {
     /// Whether KVM has destroyed the VM.
     #[inline]
     pub(crate) fn is_dead(&self) -> bool {
-        self.dead.load(Acquire)
+        self.dead.load(Ordering::Acquire)
     }
 
-    /// Executes a call of feed `feed` (a ring's number, or [`INSERTED`]). On a thread of the VMM.
+    /// Executes `call` if it is one of those that are built in. Does not sleep.
+    pub(crate) fn execute_builtin(&self, caller: &Caller<'_>, call: &Call) -> Option<Status> {
+        match call.op {
+            Operation::NOP => Some(Status::OK),
+            Operation::TRACE => {
+                trace::emit(self.serial, caller, call.arg);
+                Some(Status::OK)
+            }
+            _ => None,
+        }
+    }
+
+    /// Hands a call, the one at `position` of its feed, to its operation. On a thread of the VMM.
     pub(crate) fn execute(
         self: &Arc<Self>,
-        vm: &Vm,
+        caller: &Caller<'_>,
         call: &Call,
-        feed: u32,
         position: u32,
     ) -> Outcome {
-        if call.op == Operation::NOP {
-            return Outcome::Finished(Status::OK);
-        }
-        let id = u64::from(feed) << 32 | u64::from(position);
-        self.host.registry().execute(&self.contexts, vm, call, self, id)
+        let id = CallId { feed: caller.feed, position, op: call.op }.pack();
+        self.host.registry().execute(&self.contexts, caller.vcpu.vm(), call, self, id)
     }
 
-    /// Executes a trap-inserted call to its end. On the vCPU's thread; may sleep.
-    pub(crate) fn insert(self: &Arc<Self>, vm: &Vm, call: &Call) -> Result<Status, CallError> {
-        self.stats.count(Event::Inserted);
-        let number = self.next_call.fetch_add(1, Relaxed);
-        self.inserted
-            .lock()
-            .push(Waiting { call: number, status: None }, GFP_KERNEL_ACCOUNT)
-            .map_err(|_| CallError::NoMemory)?;
-        self.stats.submitted(1);
-        let outcome = self.execute(vm, call, INSERTED, number);
-        let mut inserted = self.inserted.lock();
-        let status = loop {
-            let Some(place) = inserted.iter().position(|w| w.call == number) else {
-                break Status::from(CallError::Gone);
-            };
-            let answer = match outcome {
-                Outcome::Finished(status) => Some(status),
-                Outcome::Pending => inserted[place].status,
-            };
-            if let Some(status) = answer {
-                let _ = inserted.remove(place);
-                break status;
-            }
-            self.answered.wait(&mut inserted);
-        };
-        drop(inserted);
-        self.stats.ended(status);
-        Ok(status)
+    /// The calls that were inserted by a trap and have not come to their end.
+    pub(crate) fn inserted(&self) -> &SpinLock<Inserted> {
+        &self.inserted
+    }
+
+    /// A number for a call that is inserted by a trap.
+    pub(crate) fn next_call(&self) -> u32 {
+        self.next_call.fetch_add(1, Ordering::Relaxed)
     }
 
     /// The ring of this number.
@@ -209,7 +220,7 @@ impl VmQueue {
     /// KVM destroys the VM. Must not sleep: the rest is done by a work.
     pub(crate) fn mark_dead(this: Arc<Self>) {
         // Another VM at the same address, without a queue, may end before this one is buried.
-        if this.dead.xchg(true, Full) {
+        if this.dead.swap(true, Ordering::SeqCst) {
             return;
         }
         this.host.burial_begins();
@@ -238,17 +249,11 @@ impl WorkItem for VmQueue {
 
 impl Feed for VmQueue {
     fn complete(this: Arc<Self>, call: u64, status: Status) {
-        let (feed, position) = ((call >> 32) as u32, call as u32);
-        if feed != INSERTED {
-            if let Some(ring) = this.ring(feed) {
-                ring.complete(position, status);
-            }
-            return;
+        let CallId { feed, position, op } = CallId::unpack(call);
+        if feed == INSERTED {
+            this.answer(position, status);
+        } else if let Some(ring) = this.ring(feed) {
+            ring.complete(position, op, status);
         }
-        let mut inserted = this.inserted.lock();
-        if let Some(waiting) = inserted.iter_mut().find(|w| w.call == position) {
-            waiting.status = Some(status);
-        }
-        this.answered.notify_all();
     }
 }

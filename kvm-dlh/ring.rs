@@ -3,30 +3,28 @@
 //! One ring: looked at after an exit, drained ([`drain`]) on the vCPU thread, its calls finished
 //! ([`finish`]) wherever they are worked on.
 
-use dlh_abi::{
-    header, Broken, Consumer, Cookie, Error as CallError, Gpa, RingSize, Status, ABI_VERSION,
-    RING_ACTIVE,
-};
+use dlh_abi::{header, Broken, Consumer, Error as CallError, Gpa, RingSize};
 use kernel::{
-    fmt, new_condvar, new_mutex, new_spinlock,
+    current, fmt, new_mutex, new_spinlock,
     prelude::*,
-    sync::{
-        atomic::{
-            ordering::{Acquire, Relaxed, Release},
-            Atomic,
-        },
-        barrier::{smp_mb, Full},
-        Arc, ArcBorrow, CondVar, Mutex, SpinLock,
-    },
+    sync::{aref::ARef, Arc, ArcBorrow, Mutex, SpinLock},
     task::Task,
 };
-use kvm_hooks::{random_cookie, Deferred, Doorbell, Listening, TaskWork};
-use kvm_vm::{GuestWindow, Hva, Vcpu, VcpuKey, VcpuRef, Vm};
+use kvm_hooks::{
+    inline_atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    kick, random_cookie, Deferred, Listening, Reader, TaskWork, Watch,
+};
+use kvm_vm::{GuestWindow, Place, Vcpu, VcpuKey, VcpuRef, Vm};
 
 mod drain;
 mod finish;
+mod state;
+mod unfinished;
 
-use crate::{host::Host, progress::Progress, queue::VmQueue, stats::Event};
+use crate::{host::Host, queue::VmQueue, stats::Event};
+use finish::Late;
+use state::State;
+use unfinished::Unfinished;
 
 /// A ring in guest memory.
 #[pin_data]
@@ -34,40 +32,35 @@ pub(crate) struct Ring {
     queue: Arc<VmQueue>,
     id: u32,
     vcpu: VcpuKey,
-    gpa: Gpa,
     size: RingSize,
-    hva: Hva,
-    doorbell: Doorbell,
-    /// Position up to which entries were taken, for comparing with the doorbell.
-    seen: Atomic<u32>,
-    /// The memslot generation at the last look.
-    generation: Atomic<u64>,
+    /// Where it lies, as found when it was set up.
+    place: Place,
+    /// For the exit path: is there anything new?
+    watch: Watch,
     /// False once nothing is to be taken from it any more.
-    live: Atomic<bool>,
-    /// The thread that last ran its vCPU (`task_struct` address), or 0.
-    task: Atomic<usize>,
+    live: AtomicBool,
     work: TaskWork<Ring>,
+    /// Taking entries, in the order of their positions.
     #[pin]
-    drain: Mutex<()>,
-    /// The value of `done` that stands in guest memory, and the entries declined so far.
+    drain: Mutex<Place>,
     #[pin]
-    publish: Mutex<Shown>,
+    state: Mutex<State>,
     #[pin]
-    progress: SpinLock<Progress>,
+    unfinished: Unfinished,
     /// Completed on threads that are not the VMM's, and not ended yet.
     #[pin]
-    late: Mutex<KVec<(u32, Status)>>,
+    late: Mutex<KVec<Late>>,
+    /// The thread that last ran its vCPU: its address, or 0, and itself.
+    task: AtomicUsize,
     #[pin]
-    settled: CondVar,
+    runner: SpinLock<Option<ARef<Task>>>,
+    /// What the last tick found waiting: the position, and that there was something.
+    waiting: AtomicU64,
     _listening: Listening<Host>,
 }
 
-struct Shown {
-    done: u32,
-    declined: u64,
-    declined_shown: u64,
-    cookie: Cookie,
-}
+/// [`Ring::waiting`] of a ring in which nothing waits.
+const NOTHING: u64 = u64::MAX;
 
 /// Why a ring was detached.
 #[derive(Clone, Copy, Debug)]
@@ -115,55 +108,41 @@ impl Ring {
         gpa: Gpa,
         size: RingSize,
     ) -> Result<Arc<Self>, CallError> {
-        let generation = vcpu.vm().generation();
         let slots = vcpu.vm().memslots();
-        let window = GuestWindow::open(&slots, gpa, size.bytes()).map_err(|_| CallError::Memory)?;
+        let mut place = Place::find(&slots, gpa, size.bytes()).map_err(|_| CallError::Memory)?;
+        let window = place.open(&slots).map_err(|_| CallError::Memory)?;
         let unreachable = |_: Error| CallError::Memory;
         let no_memory = |_: Error| CallError::NoMemory;
 
-        let cookie = random_cookie();
         let start = window.read_u32(header::TAIL).map_err(unreachable)?;
-        let hva = window.hva();
-        let doorbell = Doorbell::create(&window).map_err(unreachable)?;
+        let watch = Watch::new(&window, start).map_err(unreachable)?;
         let listening = queue.host().listen().map_err(no_memory)?;
-        let progress = Progress::new(Consumer::new(size, cookie, start)).map_err(no_memory)?;
+        let state = State::new(Consumer::new(size, random_cookie(), start)).map_err(no_memory)?;
+        let known = &place;
         let ring = Arc::pin_init(
             pin_init!(Self {
                 queue: queue.clone(),
                 id: vcpu.index(),
                 vcpu: vcpu.key(),
-                gpa,
                 size,
-                hva,
-                doorbell,
-                seen: Atomic::new(start),
-                generation: Atomic::new(generation),
-                live: Atomic::new(true),
-                task: Atomic::new(0),
+                place: *known,
+                watch,
+                live: AtomicBool::new(true),
                 work: TaskWork::new(),
-                drain <- new_mutex!(()),
-                publish <- new_mutex!(Shown { done: start, declined: 0, declined_shown: 0, cookie }),
-                progress <- new_spinlock!(progress),
+                drain <- new_mutex!(*known),
+                state <- new_mutex!(state),
+                unfinished <- Unfinished::new(),
                 late <- new_mutex!(KVec::new()),
-                settled <- new_condvar!(),
+                task: AtomicUsize::new(0),
+                runner <- new_spinlock!(None),
+                waiting: AtomicU64::new(NOTHING),
                 _listening: listening,
             }),
             GFP_KERNEL_ACCOUNT,
         )
         .map_err(no_memory)?;
-        Self::introduce(&window, start, size, cookie).map_err(unreachable)?;
+        ring.state.lock().introduce(&window).map_err(unreachable)?;
         Ok(ring)
-    }
-
-    /// Writes the host's cache line; the flag that says so comes last.
-    fn introduce(window: &GuestWindow<'_>, start: u32, size: RingSize, cookie: Cookie) -> Result {
-        window.write_u32(header::DONE, start)?;
-        window.write_u64(header::COOKIE, cookie.0)?;
-        window.write_u64(header::DECLINED, 0)?;
-        window.write_u32(header::ENTRIES, size.get())?;
-        window.write_u32(header::VERSION, ABI_VERSION)?;
-        smp_mb(Full);
-        window.write_u32(header::FLAGS, RING_ACTIVE)
     }
 
     /// Its number in the VM.
@@ -181,17 +160,16 @@ impl Ring {
         &self.queue
     }
 
-    /// The thread under which it stands in the table of tasks, or 0.
-    pub(crate) fn task(&self) -> usize {
-        self.task.load(Relaxed)
+    /// Whether entries may be taken from it.
+    #[inline]
+    pub(crate) fn is_live(&self) -> bool {
+        self.live.load(Ordering::Acquire)
     }
 
     /// Exit path: queues the drain if there is anything to look at. Interrupts off.
     #[inline]
-    pub(crate) fn exited(this: ArcBorrow<'_, Self>, vcpu: &Vcpu) {
-        let quiet = this.doorbell.read() == Some(this.seen.load(Relaxed))
-            && this.generation.load(Relaxed) == vcpu.vm().generation();
-        if !quiet && this.live.load(Acquire) && !this.queue.is_dead() {
+    pub(crate) fn exited(this: ArcBorrow<'_, Self>, vcpu: &Vcpu, reader: Reader<'_>) {
+        if !this.watch.is_quiet(vcpu.vm(), reader) && this.is_live() {
             TaskWork::queue(this, || vcpu.try_get());
         }
     }
@@ -199,39 +177,72 @@ impl Ring {
     /// KVM_RUN returns to the VMM: whatever is unfinished must end before the VMM has a say.
     /// Preemption off.
     pub(crate) fn left(this: ArcBorrow<'_, Self>) {
-        // The task may be another one that got the address of one that has ended. Counted only where the
-        // count is handed on: dropping it may sleep.
-        let held = || {
-            let progress = this.progress.lock();
-            progress.held().filter(|vcpu| vcpu.vm().is_current())?.try_get()
-        };
-        TaskWork::queue(this, held);
+        if !this.unfinished.is_none() {
+            // The task may be another one that got the address of one that has ended.
+            TaskWork::queue(this, || this.unfinished.held(|vcpu| vcpu.vm().is_current()));
+        }
+    }
+
+    /// Has the vCPU exit if what was new at the last tick has not been looked at. A kernel thread.
+    pub(crate) fn tick(&self, reader: Reader<'_>) {
+        // Nothing of it is taken any more, so there is nothing to wait for.
+        let news = self.watch.news(reader).filter(|_| self.is_live());
+        let seen = news.map_or(NOTHING, |_| u64::from(self.watch.seen()));
+        if self.waiting.swap(seen, Ordering::Relaxed) != seen || seen == NOTHING {
+            return;
+        }
+        if let Some(runner) = &*self.runner.lock() {
+            self.queue.stats().count(Event::DeferKick);
+            kick(runner);
+        }
     }
 
     /// Executes what is visible to its end, and shows it. On a vCPU thread of the VM; may sleep.
     pub(crate) fn kick(&self, vcpu: &Vcpu) -> Result<(), CallError> {
-        self.drain(vcpu, u32::MAX);
+        self.drain_all(vcpu);
         self.settle(Some(vcpu));
-        if self.live.load(Acquire) {
+        if self.is_live() {
             Ok(())
         } else {
             Err(CallError::NoRing)
         }
     }
 
-    /// Has the return of this thread to the VMM lead here. May sleep.
-    fn follow(self: &Arc<Self>, vcpu: &Vcpu, task: usize) {
-        let old = self.task.load(Relaxed);
-        if old == task {
-            return;
+    /// Executes what is visible before something that was asked for later, if this is the ring of `vcpu`.
+    /// On the vCPU's thread; may sleep.
+    pub(crate) fn come_first(&self, vcpu: &Vcpu) {
+        if self.vcpu == vcpu.key() {
+            self.drain_all(vcpu);
         }
+    }
+
+    /// The thread under which it stands in the table of tasks, or 0.
+    #[inline]
+    pub(crate) fn task(&self) -> usize {
+        self.task.load(Ordering::Relaxed)
+    }
+
+    /// Has the return of this thread to the VMM lead here. May sleep.
+    #[inline]
+    pub(crate) fn follow(self: &Arc<Self>, vcpu: &Vcpu) {
+        let task = Task::current_raw() as usize;
+        if self.task() != task {
+            self.move_to(vcpu, task);
+        }
+    }
+
+    #[cold]
+    fn move_to(self: &Arc<Self>, vcpu: &Vcpu, task: usize) {
         // Nothing is entered into the table once the ring is closed: see `close()`.
         let drain = self.drain.lock();
         let host = self.queue.host();
-        host.unfollow(self, old);
-        let known = self.live.load(Acquire) && host.follow(self, task).is_ok();
-        self.task.store(if known { task } else { 0 }, Relaxed);
+        host.unfollow(self, self.task());
+        let known = self.is_live() && host.follow(self, task).is_ok();
+        let runner = known.then(|| ARef::from(&**current!()));
+        self.task.store(if known { task } else { 0 }, Ordering::Relaxed);
+        let former = core::mem::replace(&mut *self.runner.lock(), runner);
         drop(drain);
+        drop(former);
         if !known {
             // The return to the VMM would go unnoticed: no entry may be left pending then.
             self.close(Some(vcpu));
@@ -243,45 +254,43 @@ impl Ring {
         if matches!(why, Detached::Broken) {
             self.queue.stats().count(Event::RingBroken);
         }
-        self.live.store(false, Release);
-        self.progress.lock().close();
+        self.live.store(false, Ordering::Release);
+        self.unfinished.forget_left_behind();
     }
 
     /// Detaches the ring in good order: on return nothing of it is, or will be, worked on. May sleep.
     pub(crate) fn close(&self, vcpu: Option<&Vcpu>) {
         {
             let _drain = self.drain.lock();
-            self.live.store(false, Release);
-            let mut progress = self.progress.lock();
-            progress.close();
+            self.live.store(false, Ordering::Release);
         }
         self.settle(vcpu);
-        let unneeded = self.progress.lock().release();
-        drop(unneeded);
+        self.unfinished.forget_left_behind();
     }
 
     /// Its state in one line.
     pub(crate) fn show_state(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let progress = self.progress.lock();
-        let consumer = progress.consumer();
+        let (taken, done) = {
+            let state = self.state.lock();
+            (state.consumer().collected(), state.consumer().done())
+        };
         writeln!(
             f,
-            "gpa={:#x} entries={} taken={} done={} outstanding={} {}",
-            self.gpa.0,
+            "gpa={:#x} entries={} taken={taken} done={done} outstanding={} {}",
+            self.place.gpa().0,
             self.size.get(),
-            consumer.collected(),
-            consumer.done(),
-            progress.outstanding(),
-            if progress.is_closed() { "detached" } else { "active" }
+            self.unfinished.outstanding(),
+            if self.is_live() { "active" } else { "detached" }
         )
     }
 
     /// Tells the guest that the ring is detached, if its memory is still this ring's.
     pub(crate) fn retire(&self, vm: &Vm) {
         let slots = vm.memslots();
-        let Ok(window) = GuestWindow::open(&slots, self.gpa, self.size.bytes()) else { return };
-        let cookie = self.progress.lock().consumer().cookie();
-        if window.hva() == self.hva && window.read_u64(header::COOKIE) == Ok(cookie.0) {
+        let mut place = self.place;
+        let Ok(window) = place.open(&slots) else { return };
+        let cookie = self.state.lock().consumer().cookie();
+        if window.read_u64(header::COOKIE) == Ok(cookie.0) {
             // Nothing depends on it: a guest that does not see this runs into its own time-out.
             let _ = window.write_u32(header::FLAGS, 0);
         }
@@ -296,20 +305,34 @@ impl Deferred for Ring {
     }
 
     fn run(this: Arc<Self>, vcpu: VcpuRef) {
+        // Another vCPU than the ring's own is here only on behalf of one that has left.
+        if vcpu.runs_here() && vcpu.key() == this.vcpu {
+            this.follow(&vcpu);
+            let drained = this.drain(&vcpu, this.queue.host().budget());
+            // What is left waits for the next exit, of which a vCPU that waits makes none.
+            if drained.is_partial() && vcpu.will_block() {
+                this.drain_all(&vcpu);
+            }
+        } else {
+            this.leave(&vcpu);
+        }
+    }
+}
+
+impl Ring {
+    /// KVM_RUN is over, and the VMM may reset the guest or restore a snapshot as soon as it runs: nothing
+    /// may be left that belongs to the guest of before. May sleep.
+    #[cold]
+    fn leave(self: &Arc<Self>, vcpu: &Vcpu) {
         if !vcpu.vm().is_current() {
             // The thread is ending and has given its memory up: nobody can look for it any more.
-            this.close(None);
+            self.close(None);
             return;
         }
-        this.follow(&vcpu, Task::current_raw() as usize);
-        // Another vCPU than the ring's own is here only on behalf of one that has left.
-        if vcpu.key() == this.vcpu && vcpu.is_in_run() {
-            this.drain(&vcpu, this.queue.host().budget());
-        } else {
-            // The VMM may reset the guest or restore a snapshot as soon as it runs: nothing may be
-            // left that belongs to the guest of before.
-            this.drain(&vcpu, u32::MAX);
-            this.settle(Some(&vcpu));
-        }
+        self.follow(vcpu);
+        self.drain_all(vcpu);
+        self.settle(Some(vcpu));
+        // A task that is being killed may have left some: they must not keep the VM.
+        self.unfinished.forget_left_behind();
     }
 }

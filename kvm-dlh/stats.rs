@@ -5,11 +5,12 @@
 //! The law: submitted = executed + declined + dropped + pending. An entry is submitted when the host
 //! first sees it, and then is in exactly one of the four states.
 
-use dlh_abi::{Error as CallError, Status};
-use kernel::{
-    fmt,
-    sync::atomic::{ordering::Relaxed, Atomic},
-};
+use core::array;
+
+use dlh_abi::{Error as CallError, Operation, Status};
+use kernel::fmt;
+use kvm_hooks::inline_atomic::{AtomicU64, Ordering::Relaxed};
+use kvm_registry::MAX_OPERATIONS;
 
 const FIRST_ERROR: u16 = CallError::Refused as u16;
 
@@ -28,19 +29,26 @@ const ERROR_NAMES: [&str; 11] = [
     "gone",
 ];
 
+/// Names of the [`Event`]s, in their order.
+const EVENT_NAMES: [&str; 7] =
+    ["inserted", "drains", "kicks", "hypercalls", "rings_set_up", "rings_broken", "defer_kicks"];
+
 /// The counters of a VM. Any context.
 pub(crate) struct Stats {
-    submitted: Atomic<u64>,
-    executed: Atomic<u64>,
-    declined: Atomic<u64>,
-    dropped: Atomic<u64>,
-    inserted: Atomic<u64>,
-    drains: Atomic<u64>,
-    kicks: Atomic<u64>,
-    hypercalls: Atomic<u64>,
-    rings_set_up: Atomic<u64>,
-    rings_broken: Atomic<u64>,
-    errors: [Atomic<u64>; ERROR_NAMES.len()],
+    submitted: AtomicU64,
+    executed: AtomicU64,
+    declined: AtomicU64,
+    dropped: AtomicU64,
+    events: [AtomicU64; EVENT_NAMES.len()],
+    errors: [AtomicU64; ERROR_NAMES.len()],
+    operations: [Ended; MAX_OPERATIONS],
+}
+
+/// Calls of one operation that have ended.
+#[derive(Default)]
+struct Ended {
+    executed: AtomicU64,
+    declined: AtomicU64,
 }
 
 /// One thing to count.
@@ -58,46 +66,52 @@ pub(crate) enum Event {
     RingSetUp,
     /// A ring was detached because of what was found in it.
     RingBroken,
+    /// A vCPU was made to exit because an entry had waited for long.
+    DeferKick,
 }
 
 impl Stats {
     pub(crate) fn new() -> Self {
         Self {
-            submitted: Atomic::new(0),
-            executed: Atomic::new(0),
-            declined: Atomic::new(0),
-            dropped: Atomic::new(0),
-            inserted: Atomic::new(0),
-            drains: Atomic::new(0),
-            kicks: Atomic::new(0),
-            hypercalls: Atomic::new(0),
-            rings_set_up: Atomic::new(0),
-            rings_broken: Atomic::new(0),
-            errors: [const { Atomic::new(0) }; ERROR_NAMES.len()],
+            submitted: AtomicU64::new(0),
+            executed: AtomicU64::new(0),
+            declined: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+            events: array::from_fn(|_| AtomicU64::new(0)),
+            errors: array::from_fn(|_| AtomicU64::new(0)),
+            operations: array::from_fn(|_| Ended::default()),
         }
     }
 
     /// `n` entries were seen for the first time.
     pub(crate) fn submitted(&self, n: u32) {
-        self.submitted.add(u64::from(n), Relaxed);
+        self.submitted.fetch_add(u64::from(n), Relaxed);
     }
 
-    /// `n` entries were executed.
-    pub(crate) fn executed(&self, n: u32) {
-        self.executed.add(u64::from(n), Relaxed);
+    /// `n` NOPs were seen and executed.
+    #[inline]
+    pub(crate) fn executed_nops(&self, n: u32) {
+        let n = u64::from(n);
+        self.submitted.fetch_add(n, Relaxed);
+        self.operations[usize::from(Operation::NOP.0)].executed.fetch_add(n, Relaxed);
+        self.executed.fetch_add(n, Relaxed);
     }
 
     /// `n` entries were seen and then lost with their ring.
-    pub(crate) fn dropped(&self, n: u32) {
-        self.dropped.add(u64::from(n), Relaxed);
+    pub(crate) fn lost(&self, n: u32) {
+        self.submitted(n);
+        self.dropped.fetch_add(u64::from(n), Relaxed);
     }
 
-    /// One entry ended with `status`.
-    pub(crate) fn ended(&self, status: Status) {
+    /// One entry, of operation `op`, ended with `status`.
+    pub(crate) fn ended(&self, op: Operation, status: Status) {
+        let operation = self.operations.get(usize::from(op.0));
         if status.is_ok() {
-            self.executed(1);
+            operation.inspect(|ended| _ = ended.executed.fetch_add(1, Relaxed));
+            self.executed.fetch_add(1, Relaxed);
         } else {
-            self.declined.add(1, Relaxed);
+            operation.inspect(|ended| _ = ended.declined.fetch_add(1, Relaxed));
+            self.declined.fetch_add(1, Relaxed);
             self.error(status);
         }
     }
@@ -106,27 +120,32 @@ impl Stats {
     pub(crate) fn error(&self, status: Status) {
         let index = status.0.unsigned_abs().wrapping_sub(u32::from(FIRST_ERROR));
         if let Some(counter) = self.errors.get(index as usize) {
-            counter.add(1, Relaxed);
+            counter.fetch_add(1, Relaxed);
         }
     }
 
     /// Something happened.
+    #[inline]
     pub(crate) fn count(&self, event: Event) {
-        match event {
-            Event::Inserted => &self.inserted,
-            Event::Drain => &self.drains,
-            Event::Kick => &self.kicks,
-            Event::Hypercall => &self.hypercalls,
-            Event::RingSetUp => &self.rings_set_up,
-            Event::RingBroken => &self.rings_broken,
+        self.events[event as usize].fetch_add(1, Relaxed);
+    }
+
+    /// Writes a line for each operation that has been called: its number, how many of its calls were
+    /// executed, and how many were declined.
+    pub(crate) fn show_operations(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (number, ended) in self.operations.iter().enumerate() {
+            let (executed, declined) = (ended.executed.load(Relaxed), ended.declined.load(Relaxed));
+            if executed + declined > 0 {
+                writeln!(f, "{number} executed={executed} declined={declined}")?;
+            }
         }
-        .add(1, Relaxed);
+        Ok(())
     }
 }
 
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let get = |counter: &Atomic<u64>| counter.load(Relaxed);
+        let get = |counter: &AtomicU64| counter.load(Relaxed);
         // What ends is read before what begins, so that `pending` is never negative.
         let (executed, declined, dropped) =
             (get(&self.executed), get(&self.declined), get(&self.dropped));
@@ -138,14 +157,11 @@ impl fmt::Display for Stats {
             ("declined", declined),
             ("dropped", dropped),
             ("pending", pending),
-            ("inserted", get(&self.inserted)),
-            ("drains", get(&self.drains)),
-            ("kicks", get(&self.kicks)),
-            ("hypercalls", get(&self.hypercalls)),
-            ("rings_set_up", get(&self.rings_set_up)),
-            ("rings_broken", get(&self.rings_broken)),
         ] {
             writeln!(f, "{name} {value}")?;
+        }
+        for (name, counter) in EVENT_NAMES.iter().zip(&self.events) {
+            writeln!(f, "{name} {}", get(counter))?;
         }
         for (name, counter) in ERROR_NAMES.iter().zip(&self.errors) {
             writeln!(f, "errors_{name} {}", get(counter))?;

@@ -53,7 +53,7 @@ def main() -> int:
     rows = [
         ("deferred calls executed (to free the memory)", f"{calls}"),
         ("VM exits they caused (KVM's counter of hypercalls)", f"{exits}"),
-        ("instructions, stock hypercall", f"{stock['other_hypercall']:.0f}"),
+        ("instructions, stock hypercall", f"{stock['hypercall']:.0f}"),
         ("instructions, deferred call, guest and host, 32 an exit", f"{loaded['deferred_total_b32']:.0f}"),
         ("instructions, deferred call, guest alone", f"{loaded['deferred_guest_b32']:.0f}"),
         ("guest's footprint before (RSS)", f"{before // 1024} MiB"),

@@ -4,150 +4,225 @@
 
 use core::mem::MaybeUninit;
 
-use dlh_abi::{header, Collected, Operation, RawEntry, Status};
+use dlh_abi::{Call, Operation, RawEntry, Status};
 use kernel::{
     prelude::*,
-    sync::{
-        atomic::ordering::Relaxed,
-        barrier::{smp_mb, Full},
-    },
+    sync::lock::{mutex::MutexBackend, Guard},
 };
+use kvm_hooks::may_go_on;
 use kvm_registry::Outcome;
-use kvm_vm::{GuestWindow, Memslots, Vcpu, Vm};
+use kvm_vm::{GuestWindow, Memslots, Place, Vcpu};
 
-use super::{Detached, Ring};
-use crate::stats::Event;
+use super::{state::State, Detached, Ring};
+use crate::{
+    budget::{Budget, Clock},
+    queue::Caller,
+    stats::Event,
+};
 
 /// Entries copied at a time: 1 KiB of stack.
 const BATCH: usize = 32;
 
+/// What a drain came to.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Drained {
+    /// Entries taken.
+    taken: u32,
+    /// Visible entries that were not.
+    left: u32,
+}
+
+impl Drained {
+    /// Whether visible entries were left in the ring.
+    pub(super) fn is_partial(self) -> bool {
+        self.left > 0
+    }
+}
+
+/// The lock on the indices, given up while operations execute: they may complete calls.
+type Locked<'a> = Guard<'a, State, MutexBackend>;
+
 impl Ring {
-    /// Takes and executes up to `budget` entries. On a thread of the VMM; may sleep.
-    pub(crate) fn drain(&self, vcpu: &Vcpu, budget: u32) {
-        let drain = self.drain.lock();
-        if !self.progress.lock().begin_drain(vcpu) {
-            return;
+    /// Takes and executes what is visible, in as many drains as it takes, others getting their turn in
+    /// between. What becomes visible meanwhile may be left. On a thread of the VMM; may sleep.
+    pub(super) fn drain_all(&self, vcpu: &Vcpu) {
+        let budget = self.queue.host().budget();
+        let mut left = self.drain(vcpu, budget).left;
+        while left > 0 && may_go_on() {
+            let some = Budget { entries: budget.entries.min(left), ..*budget };
+            let Drained { taken, .. } = self.drain(vcpu, &some);
+            if taken == 0 {
+                break;
+            }
+            left = left.saturating_sub(taken);
+        }
+    }
+
+    /// Takes and executes what is visible, up to `budget`. On a thread of the VMM; may sleep.
+    pub(super) fn drain(&self, vcpu: &Vcpu, budget: &Budget) -> Drained {
+        let mut place = self.drain.lock();
+        if !self.is_live() {
+            return Drained::default();
         }
         self.queue.stats().count(Event::Drain);
         let vm = vcpu.vm();
-        // Before all else: a change, or a call to look again, is noticed at the next exit.
-        self.generation.store(vm.generation(), Relaxed);
+        self.watch.begin_look(vm);
         let slots = vm.memslots();
-        self.end_late(Some(vcpu));
-        let left_behind = match self.look(vm, &slots, budget) {
-            Ok(left_behind) => left_behind,
+        if !self.unfinished.is_none() {
+            self.end_late(Some(vcpu));
+        }
+        let drained = match self.look(vcpu, &slots, &mut place, budget) {
+            Ok(drained) => drained,
             Err(why) => {
                 self.detach(why);
-                false
+                Drained::default()
             }
         };
         drop(slots);
-        let unneeded = self.progress.lock().end_drain(left_behind);
-        drop(drain);
-        drop(unneeded);
+        if drained.left > 0 || !self.unfinished.is_none() {
+            self.unfinished.leave_behind(vcpu, drained.left > 0 && self.is_live());
+        }
+        drained
     }
 
-    /// Looks through the memslots and the VMM's page tables. Returns whether entries were left.
-    fn look(&self, vm: &Vm, slots: &Memslots<'_>, budget: u32) -> Result<bool, Detached> {
-        let window = GuestWindow::open(slots, self.gpa, self.size.bytes())?;
-        if window.hva() != self.hva {
-            return Err(Detached::Memory);
+    /// Looks through the memslots and the VMM's page tables.
+    #[inline]
+    fn look(
+        &self,
+        vcpu: &Vcpu,
+        slots: &Memslots<'_>,
+        place: &mut Place,
+        budget: &Budget,
+    ) -> Result<Drained, Detached> {
+        let window = place.open(slots)?;
+        self.watch.keep_armed(&window)?;
+        let mut state = self.state.lock();
+        let words = window.read_ring_words()?;
+        let waiting = state.waiting(&words)?;
+        let mut to_take = waiting.min(budget.entries);
+        let mut clock = budget.clock();
+        if to_take as usize > BATCH {
+            clock.start();
         }
-        if self.doorbell.read().is_none() {
-            self.doorbell.rearm(&window)?;
-        }
-        let tail = window.read_u32(header::TAIL)?;
-        // Pairs with the guest's barrier between filling a slot and moving tail.
-        smp_mb(Full);
-        // Both words are ours; others mean that the memory went back in time or to another use.
-        {
-            let shown = self.publish.lock();
-            if window.read_u32(header::DONE)? != shown.done
-                || window.read_u64(header::COOKIE)? != shown.cookie.0
-            {
-                return Err(Detached::Broken);
-            }
-        }
-        let waiting = self.progress.lock().consumer().visible(tail)?;
-        let mut to_take = waiting.min(budget);
         while to_take > 0 {
-            match self.take_run(vm, &window, to_take) {
-                Ok(taken) => to_take -= taken,
-                Err(why) => {
-                    let lost = tail.wrapping_sub(self.progress.lock().consumer().collected());
-                    self.queue.stats().submitted(lost);
-                    self.queue.stats().dropped(lost);
-                    return Err(why);
-                }
+            let (taken, result);
+            (state, taken, result) = self.take_run(vcpu, &window, state, to_take, &mut clock);
+            to_take -= taken;
+            if let Err(why) = result {
+                let lost = words.tail.wrapping_sub(state.consumer().collected());
+                self.queue.stats().lost(lost);
+                return Err(why);
+            }
+            if to_take > 0 && clock.is_over() {
+                break;
             }
         }
-        self.show(&window)?;
-        self.seen.store(self.progress.lock().consumer().collected(), Relaxed);
-        Ok(waiting > budget)
+        state.show(&window)?;
+        let collected = state.consumer().collected();
+        self.watch.end_look(collected);
+        let left = words.tail.wrapping_sub(collected);
+        Ok(Drained { taken: waiting - left, left })
     }
 
-    /// Takes and executes the entries that lie side by side, at most `want` and [`BATCH`] of them.
-    fn take_run(&self, vm: &Vm, window: &GuestWindow<'_>, want: u32) -> Result<u32, Detached> {
-        let run = self.progress.lock().consumer().next_run(want.min(BATCH as u32));
+    /// Takes and executes entries that lie side by side, at most `want` and [`BATCH`] of them; returns how
+    /// many, and what was wrong with the one after them.
+    #[inline]
+    fn take_run<'a>(
+        &'a self,
+        vcpu: &Vcpu,
+        window: &GuestWindow<'_>,
+        mut state: Locked<'a>,
+        want: u32,
+        clock: &mut Clock,
+    ) -> (Locked<'a>, u32, Result<(), Detached>) {
+        let run = state.consumer().next_run(want.min(BATCH as u32));
+        let offset = state.consumer().size().slot_offset(run.slot) as usize;
         let mut buffer = [const { MaybeUninit::<RawEntry>::uninit() }; BATCH];
-        let offset = self.size.slot_offset(run.slot) as usize;
-        let entries = window.read_entries(offset, &mut buffer[..run.len as usize])?;
+        let entries = match window.read_entries(offset, &mut buffer[..run.len as usize]) {
+            Ok(entries) => entries,
+            Err(e) => return (state, 0, Err(e.into())),
+        };
+        let nops = state.take_nops(entries);
+        state.executed_all();
+        self.queue.stats().executed_nops(nops);
+        match entries.get(nops as usize..) {
+            None | Some([]) => (state, nops, Ok(())),
+            Some(others) => {
+                let (state, taken, result) = self.take_others(vcpu, window, state, others, clock);
+                (state, nops + taken, result)
+            }
+        }
+    }
 
-        let mut taken = [None::<Collected>; BATCH];
-        let mut count = 0;
-        let mut broken = None;
-        {
-            let mut progress = self.progress.lock();
-            for (place, raw) in taken.iter_mut().zip(entries) {
-                match progress.take(raw) {
-                    Ok(collected) => *place = Some(collected),
-                    Err(e) => {
-                        broken = Some(e);
-                        break;
+    /// Takes and executes entries one by one.
+    #[inline(never)]
+    fn take_others<'a>(
+        &'a self,
+        vcpu: &Vcpu,
+        window: &GuestWindow<'_>,
+        mut state: Locked<'a>,
+        entries: &[RawEntry],
+        clock: &mut Clock,
+    ) -> (Locked<'a>, u32, Result<(), Detached>) {
+        clock.start();
+        // With something else among them, this may not be a ring any more: nothing is written then.
+        let intact = state.consumer().are_next(entries);
+        for (taken, raw) in (1..).zip(entries) {
+            let collected = match state.take(raw) {
+                Ok(collected) => collected,
+                Err(e) => return (state, taken - 1, Err(e.into())),
+            };
+            self.queue.stats().submitted(1);
+            let caller = Caller { vcpu, feed: self.id, time: Some(raw.time()) };
+            let ended;
+            (state, ended) = match collected.call {
+                Err(e) => (state, Some(e.into())),
+                Ok(call) => match self.queue.execute_builtin(&caller, &call) {
+                    Some(status) => (state, Some(status)),
+                    None => self.execute(&caller, state, collected.position, &call),
+                },
+            };
+            state.executed_all();
+            if let Some(status) = ended {
+                self.queue.stats().ended(Operation(raw.op), status);
+                if intact && raw.wants_status(status) {
+                    if let Err(e) = state.write_status(window, collected.position, status) {
+                        return (state, taken, Err(e.into()));
                     }
                 }
-                count += 1;
+            }
+            if clock.is_over() {
+                return (state, taken, Ok(()));
             }
         }
-        self.queue.stats().submitted(count);
-        let mut at_once = 0;
-        let mut written = Ok(());
-        for collected in taken.iter().flatten() {
-            let Some(status) = self.execute(vm, collected) else { continue };
-            if status.is_ok() {
-                at_once += 1;
-                continue;
-            }
-            self.queue.stats().ended(status);
-            // After a bad entry nothing more is written there: it may not be a ring any more.
-            if broken.is_none() && written.is_ok() {
-                written = self.write_status(window, collected.position, status);
-            }
-        }
-        self.queue.stats().executed(at_once);
-        self.progress.lock().executed_all();
-        written?;
-        broken.map_or(Ok(count), |e| Err(e.into()))
+        (state, entries.len() as u32, Ok(()))
     }
 
-    /// Executes one entry; `None` if it is pending, or has ended meanwhile.
-    fn execute(&self, vm: &Vm, collected: &Collected) -> Option<Status> {
-        let call = match collected.call {
-            Ok(call) => call,
-            Err(e) => return Some(e.into()),
-        };
-        if call.op == Operation::NOP {
-            return Some(Status::OK);
+    /// Hands one entry to its operation; `None` if it is pending, or has ended meanwhile.
+    fn execute<'a>(
+        &'a self,
+        caller: &Caller<'_>,
+        mut state: Locked<'a>,
+        position: u32,
+        call: &Call,
+    ) -> (Locked<'a>, Option<Status>) {
+        if !self.unfinished.begin(caller.vcpu) {
+            return (state, Some(dlh_abi::Error::Gone.into()));
         }
-        self.progress.lock().begin(collected.position);
-        match self.queue.execute(vm, &call, self.id, collected.position) {
+        state.begin(position);
+        // Those before it have been executed; it is pending by its own bit.
+        state.executed_all();
+        // The operation may complete calls.
+        drop(state);
+        let outcome = self.queue.execute(caller, call, position);
+        let mut state = self.state.lock();
+        match outcome {
             Outcome::Finished(status) => {
-                let mut progress = self.progress.lock();
-                progress.finish(collected.position);
-                progress.ended(1);
-                Some(status)
+                state.finish(position);
+                self.unfinished.ended();
+                (state, Some(status))
             }
-            Outcome::Pending => None,
+            Outcome::Pending => (state, None),
         }
     }
 }

@@ -2,106 +2,73 @@
 
 //! Finishing entries, on whatever thread that happens, and showing the guest how far they are.
 
-use dlh_abi::{header, RawEntry, Status};
-use kernel::{
-    prelude::*,
-    sync::{
-        atomic::ordering::{Acquire, Relaxed},
-        barrier::{smp_mb, Full},
-    },
-};
-use kvm_vm::{GuestWindow, Memslots, Vcpu};
+use dlh_abi::{Operation, Status};
+use kernel::prelude::*;
+use kvm_vm::{Memslots, Vcpu};
 
 use super::{Detached, Ring};
 
+/// A call that was completed on a thread that is not the VMM's.
+#[derive(Clone, Copy)]
+pub(super) struct Late {
+    position: u32,
+    op: Operation,
+    status: Status,
+}
+
 impl Ring {
-    pub(super) fn write_status(
-        &self,
-        window: &GuestWindow<'_>,
-        position: u32,
-        status: Status,
-    ) -> Result {
-        let slot = self.size.slot_offset(self.size.slot(position)) as usize;
-        self.publish.lock().declined += 1;
-        window.write_u32(slot + RawEntry::STATUS_OFFSET, status.0 as u32)
-    }
-
-    /// Stores `done`, and the count of declined entries, where the guest sees them.
-    pub(super) fn show(&self, window: &GuestWindow<'_>) -> Result {
-        let mut shown = self.publish.lock();
-        let done = self.progress.lock().consumer().done();
-        if shown.declined != shown.declined_shown {
-            window.write_u64(header::DECLINED, shown.declined)?;
-            shown.declined_shown = shown.declined;
-        }
-        if done != shown.done {
-            // Pairs with the guest's barrier after it reads done: statuses come first.
-            smp_mb(Full);
-            window.write_u32(header::DONE, done)?;
-            shown.done = done;
-        }
-        Ok(())
-    }
-
     /// A pending entry is finished. On a thread of the VMM this is shown at once; otherwise by the next
     /// drain, or whoever waits. May sleep.
-    pub(crate) fn complete(&self, position: u32, status: Status) {
-        let held = self.progress.lock().held().and_then(|vcpu| vcpu.try_get());
+    pub(crate) fn complete(&self, position: u32, op: Operation, status: Status) {
+        let held = self.unfinished.held(|_| true);
         let foreign = held.as_ref().is_some_and(|vcpu| !vcpu.vm().is_current());
-        if foreign && self.leave_to_vmm(position, status) {
+        if foreign && self.leave_to_vmm(Late { position, op, status }) {
             return;
         }
         // What is outstanding holds the VM, so there is one; the indices must agree all the same.
-        self.end(held.as_deref(), position, status);
+        self.end(held.as_deref(), position, op, status);
         drop(held);
     }
 
     /// Leaves it to a thread of the VMM to end an entry. False if there is no memory to note it.
-    fn leave_to_vmm(&self, position: u32, status: Status) -> bool {
-        let mut late = self.late.lock();
-        if late.push((position, status), GFP_KERNEL_ACCOUNT).is_err() {
+    fn leave_to_vmm(&self, call: Late) -> bool {
+        if self.late.lock().push(call, GFP_KERNEL_ACCOUNT).is_err() {
             return false;
         }
-        self.progress.lock().late += 1;
-        self.generation.store(u64::MAX, Relaxed);
-        self.settled.notify_all();
+        self.watch.look_again();
+        self.unfinished.late();
         true
     }
 
-    fn next_late(&self) -> Option<(u32, Status)> {
-        let mut late = self.late.lock();
-        let next = late.pop()?;
-        self.progress.lock().late -= 1;
-        Some(next)
+    /// Ends the entries that were completed on other threads. May sleep.
+    pub(super) fn end_late(&self, vcpu: Option<&Vcpu>) {
+        loop {
+            let next = self.late.lock().pop();
+            let Some(Late { position, op, status }) = next else { break };
+            self.unfinished.not_late();
+            self.end(vcpu, position, op, status);
+        }
     }
 
     /// Ends an entry: stores its status, lets `done` pass it, shows that, and only then counts it as
     /// settled. Without a vCPU the guest's memory is left alone. May sleep.
-    fn end(&self, vcpu: Option<&Vcpu>, position: u32, status: Status) {
-        self.queue.stats().ended(status);
+    fn end(&self, vcpu: Option<&Vcpu>, position: u32, op: Operation, status: Status) {
+        self.queue.stats().ended(op, status);
         let shown = match vcpu {
             Some(vcpu) => {
                 let slots = vcpu.vm().memslots();
                 self.show_end(&slots, position, status)
             }
             None => {
-                self.progress.lock().finish(position);
+                self.state.lock().finish(position);
                 Ok(())
             }
         };
         if shown.is_err() {
             // The next exit of the vCPU looks properly.
-            self.generation.store(u64::MAX, Relaxed);
+            self.watch.look_again();
         }
-        let unneeded = {
-            let mut progress = self.progress.lock();
-            progress.ended(1);
-            if progress.outstanding() == 0 {
-                self.settled.notify_all();
-            }
-            progress.release()
-        };
-        drop(unneeded);
+        self.unfinished.ended();
     }
 
     fn show_end(
@@ -110,45 +77,27 @@ impl Ring {
         position: u32,
         status: Status,
     ) -> Result<(), Detached> {
-        let window = GuestWindow::open(slots, self.gpa, self.size.bytes())
-            .map_err(Detached::from)
-            .and_then(|window| self.still_ours(window));
-        let written = match &window {
-            Ok(window) if !status.is_ok() => self.write_status(window, position, status),
-            _ => Ok(()),
-        };
-        self.progress.lock().finish(position);
-        written?;
-        self.show(&window?)?;
+        let mut place = self.place;
+        let mut state = self.state.lock();
+        state.finish(position);
+        // A ring that was let go of may be written to no more.
+        if !self.is_live() {
+            return Err(Detached::Memory);
+        }
+        let window = place.open(slots)?;
+        if !status.is_ok() {
+            state.write_status(&window, position, status)?;
+        }
+        state.show(&window)?;
         Ok(())
     }
 
-    /// Whether entries of the ring may still be written to.
-    fn still_ours<'a>(&self, window: GuestWindow<'a>) -> Result<GuestWindow<'a>, Detached> {
-        if window.hva() == self.hva && self.live.load(Acquire) {
-            Ok(window)
-        } else {
-            Err(Detached::Memory)
-        }
-    }
-
-    /// Ends the entries that were completed on other threads. May sleep.
-    pub(super) fn end_late(&self, vcpu: Option<&Vcpu>) {
-        while let Some((position, status)) = self.next_late() {
-            self.end(vcpu, position, status);
-        }
-    }
-
-    /// Waits until nothing that was taken is unfinished, or not shown yet. May sleep.
+    /// Waits until nothing that was taken is unfinished, or not shown yet. May sleep, and be frozen.
     pub(super) fn settle(&self, vcpu: Option<&Vcpu>) {
         loop {
             self.end_late(vcpu);
-            let mut progress = self.progress.lock();
-            if progress.outstanding() == 0 {
+            if self.unfinished.is_none() || self.unfinished.wait() {
                 break;
-            }
-            if progress.late == 0 {
-                self.settled.wait(&mut progress);
             }
         }
     }

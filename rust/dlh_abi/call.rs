@@ -18,6 +18,8 @@ pub enum Function {
     Kick = 3,
     /// Insert one call into the VM's queue.
     Call = 4,
+    /// Insert the calls of an array into the VM's queue.
+    Calls = 5,
 }
 
 impl TryFrom<u64> for Function {
@@ -30,6 +32,7 @@ impl TryFrom<u64> for Function {
             2 => Self::RingTeardown,
             3 => Self::Kick,
             4 => Self::Call,
+            5 => Self::Calls,
             _ => return Err(Error::Function),
         })
     }
@@ -44,6 +47,8 @@ impl Operation {
     pub const NOP: Self = Self(0);
     /// Names guest pages whose contents need no keeping (`KVM_DLH_OP_FREE_PAGES`).
     pub const FREE_PAGES: Self = Self(1);
+    /// Puts 16 bytes of the guest's into the host's trace (`KVM_DLH_OP_TRACE`).
+    pub const TRACE: Self = Self(2);
 }
 
 /// One deferred call: an operation with its arguments, copied out of shared memory.
@@ -75,10 +80,10 @@ mod tests {
 
     #[test]
     fn function_numbers_round_trip() {
-        for nr in 0..5u64 {
+        for nr in 0..6u64 {
             assert_eq!(Function::try_from(nr).unwrap() as u64, nr);
         }
-        assert_eq!(Function::try_from(5), Err(Error::Function));
+        assert_eq!(Function::try_from(6), Err(Error::Function));
         assert_eq!(Function::try_from(u64::MAX), Err(Error::Function));
     }
 

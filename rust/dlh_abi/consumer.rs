@@ -124,6 +124,33 @@ impl Consumer {
         Ok(Collected { position, call: raw.call() })
     }
 
+    /// Whether all of `copies` are the next entries.
+    pub fn are_next(&self, copies: &[RawEntry]) -> bool {
+        let mut position = self.collected;
+        copies.iter().all(|raw| {
+            let tag = self.cookie.tag(position);
+            position = position.wrapping_add(1);
+            raw.tag == tag
+        })
+    }
+
+    /// Takes the leading NOPs of `copies`, which are copies of the next entries, and returns how many. They
+    /// are executed by that. The one after them has another operation, flags, or another tag.
+    #[inline]
+    pub fn take_nops(&mut self, copies: &[RawEntry]) -> u32 {
+        let begin = self.collected;
+        let mut position = begin;
+        for raw in copies {
+            if raw.tag != self.cookie.tag(position) || !raw.is_plain_nop() {
+                break;
+            }
+            position = position.wrapping_add(1);
+        }
+        // INVARIANT: the caller hands in no more than `visible()` entries.
+        self.collected = position;
+        position.wrapping_sub(begin)
+    }
+
     /// Every entry taken so far has been executed, or is pending: `done` may come to it.
     #[inline]
     pub fn executed_all(&mut self) {

@@ -25,6 +25,7 @@ pub use call::{Call, Function, Operation};
 pub use consumer::{Broken, Collected, Consumer, Run};
 pub use entry::{Cookie, RawEntry};
 pub use error::{Error, Status};
+pub use header::RingWords;
 pub use producer::{has_passed, Producer};
 pub use size::{RingSize, HEADER_BYTES};
 
@@ -40,6 +41,14 @@ pub const FEATURE_RING: u32 = 1 << 0;
 pub const FEATURE_CALL: u32 = 1 << 1;
 /// Feature bit: [`Operation::FREE_PAGES`] is executed (`KVM_DLH_F_FREE_PAGES`).
 pub const FEATURE_FREE_PAGES: u32 = 1 << 2;
+
+/// Feature bit: arrays of calls are accepted (`KVM_DLH_F_CALLS`).
+pub const FEATURE_CALLS: u32 = 1 << 3;
+/// Feature bit: [`Operation::TRACE`] is executed (`KVM_DLH_F_TRACE`).
+pub const FEATURE_TRACE: u32 = 1 << 4;
+
+/// Most calls in one array (`KVM_DLH_MAX_CALLS`).
+pub const MAX_CALLS: u64 = 512;
 
 /// Ring flag: the host takes entries from this ring (`KVM_DLH_RING_ACTIVE`).
 pub const RING_ACTIVE: u32 = 1 << 0;

@@ -2,7 +2,7 @@
 
 //! The 32 bytes of an entry, and the tag that says they are one.
 
-use crate::{Call, Error, Operation};
+use crate::{Call, Error, Operation, Status};
 
 /// The secret of one ring registration.
 ///
@@ -29,7 +29,7 @@ pub struct RawEntry {
     pub op: u16,
     /// Must be 0.
     pub flags: u16,
-    /// Written by the host where it is not 0.
+    /// Written by the host where it is not 0; see also [`RawEntry::time`].
     pub status: i32,
     /// Arguments.
     pub arg: [u64; 2],
@@ -49,6 +49,32 @@ impl RawEntry {
         Self { tag: cookie.tag(position), op: call.op.0, flags: 0, status: 0, arg: call.arg }
     }
 
+    /// Whether this is nothing but a NOP, whatever its arguments.
+    #[inline]
+    pub const fn is_plain_nop(&self) -> bool {
+        // Compiled into one comparison of both.
+        (self.flags as u32) << 16 | (self.op ^ Operation::NOP.0) as u32 == 0
+    }
+
+    /// Whether `status` has to be stored in the entry: a guest finds 0 where it has cleared the word.
+    #[inline]
+    pub const fn wants_status(&self, status: Status) -> bool {
+        !status.is_ok() || self.op == Operation::TRACE.0
+    }
+
+    /// What the guest stored in the status word: for [`Operation::TRACE`], the lower half of its
+    /// time-stamp counter.
+    #[inline]
+    pub const fn time(&self) -> u32 {
+        self.status as u32
+    }
+
+    /// The operation and arguments that stand here, whatever the flags say.
+    #[inline]
+    pub const fn named(&self) -> Call {
+        Call { op: Operation(self.op), arg: self.arg }
+    }
+
     /// The call in this copy of an entry, whose tag has been checked.
     ///
     /// # Errors
@@ -59,7 +85,7 @@ impl RawEntry {
         if self.flags != 0 {
             return Err(Error::Argument);
         }
-        Ok(Call { op: Operation(self.op), arg: self.arg })
+        Ok(self.named())
     }
 }
 

@@ -3,6 +3,19 @@
 //! Where the words of a ring's header lie, in bytes from the start of the ring
 //! (`struct kvm_dlh_ring_hdr`).
 
+use crate::Cookie;
+
+/// The words of a header that say what is in the ring, copied out of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingWords {
+    /// [`TAIL`].
+    pub tail: u32,
+    /// [`DONE`].
+    pub done: u32,
+    /// [`COOKIE`].
+    pub cookie: Cookie,
+}
+
 /// Guest, `u32`: the position after the last entry.
 pub const TAIL: usize = 0;
 /// Guest, `u64`: calls that found the ring full.

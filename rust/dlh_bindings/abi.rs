@@ -18,6 +18,9 @@ same! {
     KVM_DLH_F_RING, dlh_abi::FEATURE_RING;
     KVM_DLH_F_CALL, dlh_abi::FEATURE_CALL;
     KVM_DLH_F_FREE_PAGES, dlh_abi::FEATURE_FREE_PAGES;
+    KVM_DLH_F_CALLS, dlh_abi::FEATURE_CALLS;
+    KVM_DLH_F_TRACE, dlh_abi::FEATURE_TRACE;
+    KVM_DLH_MAX_CALLS, dlh_abi::MAX_CALLS;
     KVM_DLH_RING_ACTIVE, dlh_abi::RING_ACTIVE;
     KVM_DLH_RING_MIN_ENTRIES, RingSize::MIN;
     KVM_DLH_RING_MAX_ENTRIES, RingSize::MAX;
@@ -27,9 +30,11 @@ same! {
     KVM_DLH_FN_RING_TEARDOWN, Function::RingTeardown;
     KVM_DLH_FN_KICK, Function::Kick;
     KVM_DLH_FN_CALL, Function::Call;
+    KVM_DLH_FN_CALLS, Function::Calls;
 
     KVM_DLH_OP_NOP, Operation::NOP.0;
     KVM_DLH_OP_FREE_PAGES, Operation::FREE_PAGES.0;
+    KVM_DLH_OP_TRACE, Operation::TRACE.0;
 
     KVM_DLH_EREFUSED, Error::Refused;
     KVM_DLH_EFUNCTION, Error::Function;
@@ -47,7 +52,7 @@ same! {
     offset_of!(kvm_dlh_entry, tag), offset_of!(RawEntry, tag);
     offset_of!(kvm_dlh_entry, op), offset_of!(RawEntry, op);
     offset_of!(kvm_dlh_entry, flags), offset_of!(RawEntry, flags);
-    offset_of!(kvm_dlh_entry, status), offset_of!(RawEntry, status);
+    offset_of!(kvm_dlh_entry, __bindgen_anon_1), offset_of!(RawEntry, status);
     offset_of!(kvm_dlh_entry, arg), offset_of!(RawEntry, arg);
 
     size_of::<kvm_dlh_ring_hdr>(), dlh_abi::HEADER_BYTES;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Generated bindings to the C helpers, the operation interface and the ABI header, and the proof
-//! that the ABI header and `dlh_abi` say the same.
+//! Generated bindings to the C helpers, the operation interface and the ABI header, offsets of fields in
+//! KVM's structures, and the proof that the ABI header and `dlh_abi` say the same.
 //!
-//! C headers: `rust/dlh_bindings/helpers.h`, `include/linux/kvm_dlh.h`,
+//! C headers: `rust/dlh_bindings/helpers.h`, `rust/dlh_bindings/offsets.h`, `include/linux/kvm_dlh.h`,
 //! `include/uapi/linux/kvm_dlh.h`.
 
 #![allow(
@@ -21,5 +21,6 @@ use kernel::ffi;
 use pin_init::MaybeZeroable;
 
 include!(env!("DLH_BINDINGS"));
+include!(env!("DLH_OFFSETS"));
 
 mod abi;

@@ -18,18 +18,24 @@ struct notifier_block;
 struct page;
 struct page_reporting_dev_info;
 struct scatterlist;
+struct task_struct;
 struct tracepoint;
 struct vhost_task;
 struct vm_area_struct;
 
 /* helpers/kvm.c: struct kvm and struct kvm_vcpu. */
-struct kvm *dlh_vcpu_kvm(const struct kvm_vcpu *vcpu);
 int dlh_vcpu_idx(const struct kvm_vcpu *vcpu);
+int dlh_vcpu_id(const struct kvm_vcpu *vcpu);
 bool dlh_vcpu_in_run(const struct kvm_vcpu *vcpu);
+bool dlh_vcpu_runs_here(const struct kvm_vcpu *vcpu);
+bool dlh_vcpu_will_block(const struct kvm_vcpu *vcpu);
 bool dlh_vcpu_is_refused(const struct kvm_vcpu *vcpu);
+u64 dlh_vcpu_guest_tsc(const struct kvm_vcpu *vcpu);
 int dlh_kvm_pid(const struct kvm *kvm);
+#define DLH_KVM_NAME 32U
+void dlh_kvm_name(const struct kvm *kvm, char name[DLH_KVM_NAME]);
+bool dlh_debugfs_has(const char *directory, const char *name);
 bool dlh_kvm_is_current(const struct kvm *kvm);
-u64 dlh_kvm_generation(struct kvm *kvm);
 int dlh_kvm_read_lock(struct kvm *kvm);
 void dlh_kvm_read_unlock(struct kvm *kvm, int idx);
 bool dlh_kvm_get_safe(struct kvm *kvm);
@@ -43,7 +49,14 @@ enum dlh_slot {
 };
 enum dlh_slot dlh_kvm_translate(struct kvm *kvm, u64 gfn, unsigned long *hva, u64 *pages);
 
-/* helpers/user.c: words of the VMM's memory, each in one access. */
+/* helpers/user.c: the VMM's memory, words of it each in one access. */
+struct dlh_ring_words {
+	u64 cookie;
+	u32 tail;
+	u32 done;
+};
+int dlh_get_user_ring_words(unsigned long ring, struct dlh_ring_words *words);
+int dlh_get_user_bytes(void *to, unsigned long address, size_t bytes);
 int dlh_get_user_u32(unsigned long address, u32 *value);
 int dlh_get_user_u64(unsigned long address, u64 *value);
 int dlh_put_user_u32(unsigned long address, u32 value);
@@ -56,15 +69,18 @@ struct dlh_hypercall {
 };
 typedef int (*dlh_hypercall_fn)(struct kvm_vcpu *vcpu, int cpl, void *complete);
 int dlh_hypercall_hook(dlh_hypercall_fn entry);
-int dlh_hypercall_unhook(void);
+void dlh_hypercall_unhook(void);
 const char *dlh_hypercall_symbol(void);
 void dlh_hypercall_read(const struct kvm_vcpu *vcpu, struct dlh_hypercall *call);
 void dlh_hypercall_return(struct kvm_vcpu *vcpu, s64 result);
 
-/* helpers/destroy.c: the ftrace hook on the end of a VM. */
-typedef void (*dlh_destroy_fn)(struct kvm *kvm);
-int dlh_destroy_hook(dlh_destroy_fn entry);
-int dlh_destroy_unhook(void);
+/* helpers/lifetime.c: the ftrace hooks on the beginning and the end of a VM. */
+typedef void (*dlh_lifetime_fn)(struct kvm *kvm);
+int dlh_create_hook(dlh_lifetime_fn entry);
+void dlh_create_unhook(void);
+const char *dlh_create_symbol(void);
+int dlh_destroy_hook(dlh_lifetime_fn entry);
+void dlh_destroy_unhook(void);
 const char *dlh_destroy_symbol(void);
 
 /* helpers/tracepoint.c: the probes on the exit path. */
@@ -77,21 +93,38 @@ int dlh_tracepoint_attach_left(struct tracepoint *tp, dlh_left_fn probe, void *d
 void dlh_tracepoint_detach_left(struct tracepoint *tp, dlh_left_fn probe, void *data);
 void dlh_tracepoint_synchronize(void);
 
+/* helpers/trace.c: the tracepoints. */
+bool dlh_trace_guest_event_enabled(void);
+void dlh_trace_guest_event(u64 vm, int pid, u32 vcpu, u64 tsc, const u64 payload[2]);
+
 /* helpers/task.c: work on the vCPU thread, and what concerns tasks. */
 struct dlh_task_work {
 	void *opaque[2];
 };
 int dlh_task_work_add_current(struct dlh_task_work *work, void (*func)(struct dlh_task_work *));
 void dlh_synchronize_rcu_tasks(void);
+bool dlh_may_go_on(void);
+void dlh_wait_until(void *object, bool (*done)(void *data), void *data);
+void dlh_wake(void *object);
 u64 dlh_random_u64(void);
 
+/* helpers/ticker.c: a thread that looks periodically, and what it does to those it finds. */
+struct dlh_ticker;
+struct dlh_ticker *dlh_ticker_start(bool (*tick)(void *data), void *data, u64 period_ns);
+void dlh_ticker_wake(struct dlh_ticker *ticker);
+void dlh_ticker_stop(struct dlh_ticker *ticker);
+u32 dlh_tick_period_us(void);
+void dlh_task_kick(struct task_struct *task);
+
 /* helpers/doorbell.c: a word of guest memory that can be read with interrupts off. */
-struct dlh_doorbell;
+struct dlh_doorbell {
+	/* NULL: stale. Read once, inside an RCU read section. */
+	const u32 *word;
+};
 struct dlh_doorbell *dlh_doorbell_create(unsigned long hva);
 void dlh_doorbell_destroy(struct dlh_doorbell *bell);
 void dlh_doorbell_barrier(void);
 int dlh_doorbell_rearm(struct dlh_doorbell *bell);
-bool dlh_doorbell_read(const struct dlh_doorbell *bell, u32 *value);
 
 /* helpers/merge.c: what may be released, and the worker that releases it. */
 enum dlh_vma {

@@ -11,6 +11,8 @@ use kernel::{
 };
 use kvm_vm::{GuestWindow, Hva};
 
+use crate::Reader;
+
 /// A hint that a ring may have new entries: the guest's `tail`, read without page tables.
 ///
 /// What it says is never trusted. A stale doorbell (the VMM's mapping changed) says so, and whoever
@@ -26,7 +28,7 @@ pub struct Doorbell {
 
 // SAFETY: The object belongs to no thread.
 unsafe impl Send for Doorbell {}
-// SAFETY: Readers and re-arming are synchronised by RCU.
+// SAFETY: Re-arming takes the object's own lock, and readers are covered by RCU.
 unsafe impl Sync for Doorbell {}
 
 impl Doorbell {
@@ -39,12 +41,29 @@ impl Doorbell {
         Ok(Self { bell: NonNull::new(bell).ok_or(ENOMEM)?, hva: window.hva() })
     }
 
+    /// Where the word is, or null. Any context.
+    #[inline]
+    fn word(&self) -> *const u32 {
+        // SAFETY: By the type invariant; the field changes, and is read in one access.
+        unsafe { (&raw const (*self.bell.as_ptr()).word).read_volatile() }
+    }
+
     /// The word, or `None` if the doorbell is stale. Any context.
     #[inline]
-    pub fn read(&self) -> Option<u32> {
-        let mut value = 0;
-        // SAFETY: By the type invariant.
-        unsafe { bindings::dlh_doorbell_read(self.bell.as_ptr(), &mut value) }.then_some(value)
+    pub fn read(&self, _reader: Reader<'_>) -> Option<u32> {
+        let word = self.word();
+        if word.is_null() {
+            return None;
+        }
+        // SAFETY: The page is let go of a grace period after the field was cleared. The guest may be
+        // writing there: a single access, of a word that is aligned as the page is.
+        Some(unsafe { word.read_volatile() })
+    }
+
+    /// Whether it has to be armed again. Any context.
+    #[inline]
+    pub fn is_stale(&self) -> bool {
+        self.word().is_null()
     }
 
     /// Makes a stale doorbell good again. On a thread of the VMM; may sleep.

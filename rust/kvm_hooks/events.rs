@@ -3,9 +3,9 @@
 //! What the hooks report, and what is reported when one cannot be made.
 
 use kernel::{prelude::*, str::CStr, sync::ArcBorrow};
-use kvm_vm::{Vcpu, VmKey};
+use kvm_vm::{Vcpu, Vm, VmKey};
 
-use crate::HypercallArgs;
+use crate::{HypercallArgs, Reader};
 
 /// The receiver of everything the hooks see.
 pub trait Events: Send + Sync + Sized + 'static {
@@ -22,7 +22,7 @@ pub trait Events: Send + Sync + Sized + 'static {
     ///
     /// On the vCPU's thread; interrupts off; the guest's PKRU is loaded, so user memory must not be
     /// touched; no locks may be taken.
-    fn exited(&self, vcpu: &Vcpu);
+    fn exited(&self, vcpu: &Vcpu, reader: Reader<'_>);
 
     /// The current task is about to return from KVM_RUN to its VMM.
     ///
@@ -30,6 +30,13 @@ pub trait Events: Send + Sync + Sized + 'static {
     ///
     /// On the vCPU's thread; preemption off; spin locks may be taken. Reported for every vCPU's return.
     fn left(&self);
+
+    /// KVM has made this VM; from here on it ends by its reference count.
+    ///
+    /// # Context
+    ///
+    /// On the VMM's thread, inside ftrace: must not sleep; spin locks may be taken, task work queued.
+    fn created(this: ArcBorrow<'_, Self>, vm: &Vm);
 
     /// KVM is destroying this VM: its key may be reused once this has returned.
     ///

@@ -13,7 +13,7 @@ use kernel::{
 };
 use kvm_vm::Vcpu;
 
-use crate::{Events, Missing};
+use crate::{Events, Missing, Reader};
 
 /// The two probes, for one kind of receiver; attached only while somebody listens, so that they cost
 /// nothing otherwise.
@@ -143,8 +143,10 @@ unsafe extern "C" fn exit_probe<E: Events>(
 ) {
     // SAFETY: `data` is the `events` in `Listeners`, kept until the probes are detached and waited for.
     let events = unsafe { &*data.cast::<E>() };
+    // SAFETY: The tracepoint fires with interrupts off, once RCU watches again, and this returns first.
+    let reader = unsafe { Reader::interrupts_off() };
     // SAFETY: The tracepoint fires on the thread that runs this vCPU.
-    events.exited(unsafe { Vcpu::from_raw(vcpu) });
+    events.exited(unsafe { Vcpu::from_raw(vcpu) }, reader);
 }
 
 /// Probe of `kvm_userspace_exit`.

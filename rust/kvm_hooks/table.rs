@@ -14,11 +14,10 @@ use core::{
 use kernel::{
     new_spinlock,
     prelude::*,
-    sync::{
-        rcu::{self, synchronize_rcu},
-        Arc, ArcBorrow, SpinLock,
-    },
+    sync::{rcu::synchronize_rcu, Arc, ArcBorrow, SpinLock},
 };
+
+use crate::Reader;
 
 /// log2 of the number of buckets: one bucket a vCPU up to 4,096 vCPUs; 32 KiB.
 const BITS: u32 = 12;
@@ -33,7 +32,7 @@ struct Node<T> {
 ///
 /// # Invariants
 ///
-/// Each bucket is a list of nodes from boxes. A node is changed, linked and unlinked only under
+/// There are `1 << BITS` buckets. Each is a list of nodes from boxes. A node is changed, linked and unlinked only under
 /// `writers`, and freed only after an RCU grace period has passed since it was unlinked.
 #[pin_data(PinnedDrop)]
 pub struct Table<T> {
@@ -88,15 +87,22 @@ impl<T> Table<T> {
     fn bucket(&self, key: usize) -> &AtomicPtr<Node<T>> {
         // Fibonacci hashing: the keys are addresses, whose low bits are alike.
         let hash = (key as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - BITS);
-        &self.buckets[hash as usize]
+        // SAFETY: `BITS` bits are left, and by the type invariant there are as many buckets.
+        unsafe { &*self.buckets.as_ptr().add(hash as usize) }
+    }
+
+    /// Whether there is certainly nothing under `key`. Any context; a few instructions.
+    #[inline]
+    pub fn is_vacant(&self, key: usize) -> bool {
+        self.bucket(key).load(Ordering::Relaxed).is_null()
     }
 
     /// Finds the object under `key`, the newest if there are several. Any context.
     #[inline]
-    pub fn find<'a>(&'a self, key: usize, _rcu: &'a rcu::Guard) -> Option<ArcBorrow<'a, T>> {
+    pub fn find<'a>(&'a self, key: usize, _reader: Reader<'a>) -> Option<ArcBorrow<'a, T>> {
         let mut next = self.bucket(key).load(Ordering::Acquire);
         loop {
-            // SAFETY: Linked when it was loaded, so it is not freed while the guard lives.
+            // SAFETY: Linked when it was loaded, so it is not freed while the section lasts.
             let node = unsafe { next.as_ref() }?;
             if node.key == key {
                 return Some(node.value.as_arc_borrow());
@@ -110,16 +116,28 @@ impl<T> Table<T> {
     pub fn find_all<'a>(
         &'a self,
         key: usize,
-        _rcu: &'a rcu::Guard,
+        _reader: Reader<'a>,
         visit: impl Fn(ArcBorrow<'a, T>),
     ) {
         let mut next = self.bucket(key).load(Ordering::Acquire);
-        // SAFETY: Linked when it was loaded, so it is not freed while the guard lives.
+        // SAFETY: Linked when it was loaded, so it is not freed while the section lasts.
         while let Some(node) = unsafe { next.as_ref() } {
             if node.key == key {
                 visit(node.value.as_arc_borrow());
             }
             next = node.next.load(Ordering::Acquire);
+        }
+    }
+
+    /// Shows `visit` every object. Any context.
+    pub fn for_each<'a>(&'a self, _reader: Reader<'a>, mut visit: impl FnMut(ArcBorrow<'a, T>)) {
+        for bucket in &self.buckets {
+            let mut next = bucket.load(Ordering::Acquire);
+            // SAFETY: Linked when it was loaded, so it is not freed while the section lasts.
+            while let Some(node) = unsafe { next.as_ref() } {
+                visit(node.value.as_arc_borrow());
+                next = node.next.load(Ordering::Acquire);
+            }
         }
     }
 

@@ -8,14 +8,12 @@ use core::{cell::UnsafeCell, mem::offset_of};
 
 use dlh_bindings as bindings;
 use kernel::{
-    sync::{
-        atomic::{ordering, Atomic},
-        barrier::{smp_mb, Full},
-        Arc, ArcBorrow,
-    },
+    sync::{Arc, ArcBorrow},
     time::{delay::fsleep, Delta},
     types::Opaque,
 };
+
+use crate::inline_atomic::{fence, AtomicBool, AtomicI64, Ordering};
 
 /// Something that can be queued on the vCPU thread.
 pub trait Deferred: Send + Sync + Sized + 'static {
@@ -43,7 +41,7 @@ pub trait Deferred: Send + Sync + Sized + 'static {
 pub struct TaskWork<T: Deferred> {
     item: Opaque<bindings::dlh_task_work>,
     payload: UnsafeCell<Option<(Arc<T>, T::Payload)>>,
-    queued: Atomic<bool>,
+    queued: AtomicBool,
 }
 
 // SAFETY: `payload` is owned by whoever the invariant says; what it holds is `Send`.
@@ -61,7 +59,11 @@ impl<T: Deferred> TaskWork<T> {
     /// An idle work item.
     pub fn new() -> Self {
         // INVARIANT: Not queued.
-        Self { item: Opaque::uninit(), payload: UnsafeCell::new(None), queued: Atomic::new(false) }
+        Self {
+            item: Opaque::uninit(),
+            payload: UnsafeCell::new(None),
+            queued: AtomicBool::new(false),
+        }
     }
 
     /// Queues `this` on the current task, unless it is queued already. `payload` is only made if it is
@@ -69,14 +71,14 @@ impl<T: Deferred> TaskWork<T> {
     #[inline]
     pub fn queue(this: ArcBorrow<'_, T>, payload: impl FnOnce() -> Option<T::Payload>) {
         let work = this.task_work();
-        if work.queued.load(ordering::Relaxed) || work.queued.xchg(true, ordering::Full) {
+        if work.queued.load(Ordering::Relaxed) || work.queued.swap(true, Ordering::SeqCst) {
             return;
         }
         let Some(payload) = payload() else {
-            work.queued.store(false, ordering::Release);
+            work.queued.store(false, Ordering::Release);
             return;
         };
-        IN_FLIGHT.add(1, ordering::Relaxed);
+        IN_FLIGHT.fetch_add(1, Ordering::Relaxed);
         // SAFETY: By the type invariant the flag just set makes the payload ours.
         unsafe { *work.payload.get() = Some((this.into(), payload)) };
         // SAFETY: As above for the item; it stays in place, for the payload holds a count of `this`.
@@ -86,9 +88,9 @@ impl<T: Deferred> TaskWork<T> {
             // The task is exiting: it will not enter the guest again.
             // SAFETY: Not linked, so still ours.
             let payload = unsafe { (*work.payload.get()).take() };
-            work.queued.store(false, ordering::Release);
+            work.queued.store(false, Ordering::Release);
             drop(payload);
-            IN_FLIGHT.fetch_sub(1, ordering::Release);
+            IN_FLIGHT.fetch_sub(1, Ordering::Release);
         }
     }
 
@@ -104,23 +106,23 @@ impl<T: Deferred> TaskWork<T> {
         // SAFETY: By the type invariant the payload is ours until `queued` is cleared.
         let payload = unsafe { (*work.payload.get()).take() };
         // From here on it may be queued again; what is written before that is seen by this run.
-        work.queued.store(false, ordering::Release);
-        smp_mb(Full);
+        work.queued.store(false, Ordering::Release);
+        fence(Ordering::SeqCst);
         if let Some((this, payload)) = payload {
             T::run(this, payload);
         }
-        IN_FLIGHT.fetch_sub(1, ordering::Release);
+        IN_FLIGHT.fetch_sub(1, Ordering::Release);
     }
 }
 
 /// Work items that are queued or running, in the whole module.
-static IN_FLIGHT: Atomic<i64> = Atomic::new(0);
+static IN_FLIGHT: AtomicI64 = AtomicI64::new(0);
 
 /// Waits until no work item is queued or running. Nobody may queue any more. May sleep.
 pub fn wait_for_task_works() {
     // The threads are on their way into the guest or to the VMM, so this is a matter of microseconds
     // unless they wait for memory.
-    while IN_FLIGHT.load(ordering::Acquire) > 0 {
+    while IN_FLIGHT.load(Ordering::Acquire) > 0 {
         fsleep(Delta::from_millis(1));
     }
     crate::synchronize_tasks();

@@ -12,7 +12,7 @@ mod memslot;
 mod vcpu;
 mod vm;
 
-pub use memory::GuestWindow;
+pub use memory::{GuestWindow, Place};
 pub use memslot::{Hva, Memslots, SlotError, Span};
 pub use vcpu::{Vcpu, VcpuKey, VcpuRef};
-pub use vm::{Vm, VmKey, VmRef};
+pub use vm::{debugfs_has, Vm, VmKey, VmRef};

@@ -44,6 +44,7 @@ pub struct Memslots<'a> {
 }
 
 impl<'a> Memslots<'a> {
+    #[inline]
     pub(crate) fn lock(vm: &'a Vm) -> Self {
         // SAFETY: The VM is allocated, so its srcu_struct is initialised.
         let index = unsafe { bindings::dlh_kvm_read_lock(vm.as_ptr()) };
@@ -54,6 +55,13 @@ impl<'a> Memslots<'a> {
     /// The VM whose memslots these are.
     pub fn vm(&self) -> &'a Vm {
         self.vm
+    }
+
+    /// The generation of the memslots, if it is the same throughout `work`.
+    pub(crate) fn steady<T>(&self, work: impl FnOnce() -> T) -> (T, Option<u64>) {
+        let before = self.vm.generation();
+        let result = work();
+        (result, (self.vm.generation() == before).then_some(before))
     }
 
     /// As much of `frames`, from its start, as lies in one usable memslot.
@@ -96,6 +104,7 @@ impl<'a> Memslots<'a> {
 }
 
 impl Drop for Memslots<'_> {
+    #[inline]
     fn drop(&mut self) {
         // SAFETY: By the type invariant the lock is held with this index.
         unsafe { bindings::dlh_kvm_read_unlock(self.vm.as_ptr(), self.index) }

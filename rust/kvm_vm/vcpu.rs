@@ -59,11 +59,25 @@ impl Vcpu {
         u32::try_from(index).unwrap_or(u32::MAX)
     }
 
+    /// The number that the VMM gave it.
+    pub fn id(&self) -> u32 {
+        // SAFETY: By the type invariant; the field is written once, at creation.
+        unsafe { bindings::dlh_vcpu_id(self.as_ptr()) }.unsigned_abs()
+    }
+
+    /// The time-stamp counter that its guest reads now; that of a nested guest's host. Any context.
+    pub fn guest_tsc(&self) -> u64 {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::dlh_vcpu_guest_tsc(self.as_ptr()) }
+    }
+
     /// The VM it belongs to.
     #[inline]
     pub fn vm(&self) -> &Vm {
-        // SAFETY: A vCPU keeps its VM allocated: KVM frees vCPUs before it frees the VM.
-        unsafe { Vm::from_raw(bindings::dlh_vcpu_kvm(self.as_ptr())) }
+        const KVM: usize = bindings::dlh_offset_DLH_VCPU_KVM as usize;
+        // SAFETY: By the type invariant, with the offset of this kernel; written once, at creation. A vCPU
+        // keeps its VM allocated: KVM frees vCPUs before it frees the VM.
+        unsafe { Vm::from_raw(self.as_ptr().byte_add(KVM).cast::<*mut bindings::kvm>().read()) }
     }
 
     /// Whether a thread is inside KVM_RUN for it, that is, whether the guest may be entered again
@@ -73,12 +87,27 @@ impl Vcpu {
         unsafe { bindings::dlh_vcpu_in_run(self.as_ptr()) }
     }
 
+    /// Whether the current thread is inside KVM_RUN for it, in the VMM's address space.
+    #[inline]
+    pub fn runs_here(&self) -> bool {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::dlh_vcpu_runs_here(self.as_ptr()) }
+    }
+
+    /// Whether KVM_RUN waits for an event (an interrupt, a page) before the guest is entered again. On the
+    /// vCPU's own thread.
+    pub fn will_block(&self) -> bool {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::dlh_vcpu_will_block(self.as_ptr()) }
+    }
+
     /// Whether calls from its present state are refused: SMM, a nested guest, an encrypted VM
     /// (DESIGN.md rule 4). On the vCPU's own thread.
     pub fn is_refused(&self) -> bool {
         // SAFETY: By the type invariant.
         unsafe { bindings::dlh_vcpu_is_refused(self.as_ptr()) }
     }
+
     /// A reference that keeps the vCPU, through its VM, or `None` if the VM is being destroyed. Any
     /// context.
     #[inline]

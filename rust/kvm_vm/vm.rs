@@ -5,7 +5,11 @@
 use core::{ops::Deref, ptr::NonNull};
 
 use dlh_bindings as bindings;
-use kernel::types::Opaque;
+use kernel::{
+    prelude::*,
+    str::{CStr, CString},
+    types::Opaque,
+};
 
 use crate::Memslots;
 
@@ -63,7 +67,18 @@ impl Vm {
         unsafe { bindings::dlh_kvm_pid(self.as_ptr()) }
     }
 
+    /// The name of its directory in KVM's part of debugfs, `<pid>-<fd>`, or `None` if it has none.
+    pub fn name(&self) -> Option<CString> {
+        let mut name = [0; bindings::DLH_KVM_NAME as usize];
+        // SAFETY: By the type invariant; there is room for the name, and it ends with a zero.
+        unsafe { bindings::dlh_kvm_name(self.as_ptr(), name.as_mut_ptr()) };
+        let name = CStr::from_bytes_until_nul(name.as_slice()).ok()?;
+        let name = name.to_str().ok().filter(|name| !name.is_empty())?;
+        CString::try_from_fmt(fmt!("{name}")).ok()
+    }
+
     /// Whether the current task has the address space of the VMM.
+    #[inline]
     pub fn is_current(&self) -> bool {
         // SAFETY: By the type invariant; `kvm->mm` is written once, at creation.
         unsafe { bindings::dlh_kvm_is_current(self.as_ptr()) }
@@ -72,12 +87,19 @@ impl Vm {
     /// A number that changes whenever a memslot does. Any context.
     #[inline]
     pub fn generation(&self) -> u64 {
-        // SAFETY: By the type invariant; the memslots are embedded in `struct kvm`.
-        unsafe { bindings::dlh_kvm_generation(self.as_ptr()) }
+        const SLOTS: usize = bindings::dlh_offset_DLH_KVM_MEMSLOTS as usize;
+        const GENERATION: usize = bindings::dlh_offset_DLH_MEMSLOTS_GENERATION as usize;
+        // SAFETY: By the type invariant, with the offsets of this kernel. The pointer is to one of two
+        // structures embedded in `struct kvm`; both words may change, and are read in one access each.
+        unsafe {
+            let slots = self.as_ptr().byte_add(SLOTS).cast::<*const u8>().read_volatile();
+            slots.byte_add(GENERATION).cast::<u64>().read_volatile()
+        }
     }
 
     /// Locks the memslots for reading (`kvm->srcu`). May sleep while it is held; whoever changes a
     /// memslot waits for the guard to be dropped.
+    #[inline]
     pub fn memslots(&self) -> Memslots<'_> {
         Memslots::lock(self)
     }
@@ -125,4 +147,10 @@ impl Drop for VmRef {
         // SAFETY: By the type invariant this count is ours to give back.
         unsafe { bindings::dlh_kvm_put(self.as_ptr()) }
     }
+}
+
+/// Whether debugfs has `name` in the directory `directory` of its root. May sleep.
+pub fn debugfs_has(directory: &CStr, name: &CStr) -> bool {
+    // SAFETY: Both end with a zero; may sleep here.
+    unsafe { bindings::dlh_debugfs_has(directory.as_char_ptr(), name.as_char_ptr()) }
 }

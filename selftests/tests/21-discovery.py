@@ -9,7 +9,8 @@ from pathlib import Path
 from vm import ktap
 
 REPOSITORY = Path("/src/kvm-dlh")
-RING, CALL, FREE_PAGES = 1, 2, 4
+OWN = 1 | 2 | 8 | 16  # rings, CALL, CALLS, TRACE
+FREE_PAGES = 4
 
 
 def discovery(name: str, *arguments: str) -> None:
@@ -30,13 +31,13 @@ def module(command: str, name: str) -> None:
 ktap.plan(11)
 discovery("a stock host", "--expect-absent")
 module("insmod", "kvm_dlh")
-discovery("with kvm_dlh", f"--expect-features={RING | CALL}")
+discovery("with kvm_dlh", f"--expect-features={OWN}")
 module("insmod", "ksm_bridge")
-discovery("with kvm_dlh and ksm_bridge", f"--expect-features={RING | CALL | FREE_PAGES}")
+discovery("with kvm_dlh and ksm_bridge", f"--expect-features={OWN | FREE_PAGES}")
 module("rmmod", "ksm_bridge")
-discovery("without ksm_bridge again", f"--expect-features={RING | CALL}")
+discovery("without ksm_bridge again", f"--expect-features={OWN}")
 module("rmmod", "kvm_dlh")
 discovery("without kvm_dlh again", "--expect-absent")
 module("insmod", "kvm_dlh")
-discovery("with kvm_dlh once more", f"--expect-features={RING | CALL}")
+discovery("with kvm_dlh once more", f"--expect-features={OWN}")
 ktap.done()

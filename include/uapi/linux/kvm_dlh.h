@@ -62,17 +62,30 @@
  * CALL, RCX = operation | flags << 16, RDX = arg[0], RSI = arg[1]
  *           -> the status: it has been executed, to its end, before this vCPU is
  *           entered again.
+ * CALLS, RCX = guest-physical address of an array of struct kvm_dlh_entry, 32-byte
+ *        aligned, in one memslot; RDX = how many, 1 to KVM_DLH_MAX_CALLS; RSI = 0
+ *           -> how many of them, from the first on, have been executed to their
+ *           end, at least 1: call again for the rest. Each has its status; tags
+ *           are not looked at.
+ *
+ * KICK answers -KVM_DLH_EBUSY when its time is up: call again.
+ * CALL and CALLS execute what is visible in the caller's own ring first.
  */
 #define KVM_DLH_FN_FEATURES		0
 #define KVM_DLH_FN_RING_SETUP		1
 #define KVM_DLH_FN_RING_TEARDOWN	2
 #define KVM_DLH_FN_KICK			3
 #define KVM_DLH_FN_CALL			4
+#define KVM_DLH_FN_CALLS		5
+
+#define KVM_DLH_MAX_CALLS		512
 
 /* Feature bits: the operations the host will execute at the time of the call. */
 #define KVM_DLH_F_RING			(1U << 0)
 #define KVM_DLH_F_CALL			(1U << 1)
 #define KVM_DLH_F_FREE_PAGES		(1U << 2)
+#define KVM_DLH_F_CALLS			(1U << 3)
+#define KVM_DLH_F_TRACE			(1U << 4)
 
 /* Errors: returned in RAX, or as an entry's status, negated. */
 #define KVM_DLH_EREFUSED	1101	/* caller is in SMM, nested or encrypted (SEV-ES and later) */
@@ -95,6 +108,13 @@
  * entry; then it may use it again: it reads as zeroes or as it was.
  */
 #define KVM_DLH_OP_FREE_PAGES	1
+/*
+ * TRACE, arg = 16 bytes of the guest's choice: emits the tracepoint
+ * kvm_dlh:kvm_dlh_guest_event on the host, with VM, vCPU and guest time. The guest
+ * stores the lower half of its time-stamp counter in the entry's time; the host
+ * stores the status over it, 0 included.
+ */
+#define KVM_DLH_OP_TRACE	2
 
 #define KVM_DLH_RING_MIN_ENTRIES	64
 #define KVM_DLH_RING_MAX_ENTRIES	65536
@@ -109,7 +129,10 @@ struct kvm_dlh_entry {
 	__u64 tag;
 	__u16 op;
 	__u16 flags;
-	__s32 status;
+	union {
+		__s32 status;	/* host: the outcome */
+		__u32 time;	/* guest: for KVM_DLH_OP_TRACE */
+	};
 	__u64 arg[2];
 };
 

@@ -51,6 +51,24 @@ fn every_start_slot_and_the_wrap_of_the_index() {
 }
 
 proptest! {
+    /// NOPs taken together are those that would be taken one by one, up to something else.
+    #[test]
+    fn nops_in_a_row(start in start(), nops in 0u32..32, other in 0u8..4) {
+        let mut copies: Vec<RawEntry> =
+            (0..nops).map(|i| RawEntry::new(COOKIE, start.wrapping_add(i), &call(i.into()))).collect();
+        let mut last = RawEntry::new(COOKIE, start.wrapping_add(nops), &call(0));
+        match other {
+            0 => last.op = 1,
+            1 => last.flags = 1,
+            2 => last.tag ^= 1 << 40,
+            _ => last.tag = COOKIE.tag(start.wrapping_add(nops).wrapping_sub(64)),
+        }
+        copies.push(last);
+        let mut c = Consumer::new(size(), COOKIE, start);
+        prop_assert_eq!(c.take_nops(&copies), nops);
+        prop_assert_eq!(c.collected(), start.wrapping_add(nops));
+    }
+
     /// Any interleaving of placing, taking and finishing (out of order) delivers each call once, in
     /// order, and `done` never passes one that is still pending.
     #[test]

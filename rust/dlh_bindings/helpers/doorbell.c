@@ -15,19 +15,25 @@
 
 #include "../helpers.h"
 
-/* A page that is held, and the word in it; released after an RCU grace period. */
+/* A page that is held for a reader; released after an RCU grace period. */
 struct doorbell_view {
 	struct rcu_head rcu;
 	struct page *page;
-	const u32 *word;
 };
 
-struct dlh_doorbell {
+struct doorbell {
+	struct dlh_doorbell seen;
 	struct mmu_interval_notifier notifier;
-	struct doorbell_view __rcu *view;
 	unsigned long hva;
-	bool stale;
+	/* Protects view and seen.word, which change together, and the sequence of the notifier. */
+	spinlock_t lock;
+	struct doorbell_view *view;
 };
+
+static struct doorbell *to_doorbell(struct dlh_doorbell *seen)
+{
+	return container_of(seen, struct doorbell, seen);
+}
 
 static void doorbell_view_free(struct rcu_head *rcu)
 {
@@ -37,10 +43,14 @@ static void doorbell_view_free(struct rcu_head *rcu)
 	kfree(view);
 }
 
-static void doorbell_show(struct dlh_doorbell *bell, struct doorbell_view *view)
+/* Shows readers a word of the view's page, or with NULL that there is none. bell->lock is held. */
+static void doorbell_show(struct doorbell *bell, struct doorbell_view *view)
 {
-	struct doorbell_view *old = unrcu_pointer(xchg(&bell->view, RCU_INITIALIZER(view)));
+	struct doorbell_view *old = bell->view;
 
+	bell->view = view;
+	WRITE_ONCE(bell->seen.word,
+		   view ? page_address(view->page) + offset_in_page(bell->hva) : NULL);
 	if (old)
 		call_rcu(&old->rcu, doorbell_view_free);
 }
@@ -48,12 +58,13 @@ static void doorbell_show(struct dlh_doorbell *bell, struct doorbell_view *view)
 static bool doorbell_invalidate(struct mmu_interval_notifier *notifier,
 				const struct mmu_notifier_range *range, unsigned long seq)
 {
-	struct dlh_doorbell *bell = container_of(notifier, struct dlh_doorbell, notifier);
+	struct doorbell *bell = container_of(notifier, struct doorbell, notifier);
 
+	spin_lock(&bell->lock);
 	mmu_interval_set_seq(notifier, seq);
-	WRITE_ONCE(bell->stale, true);
 	/* Lets go of the page, so that it can be moved. */
 	doorbell_show(bell, NULL);
+	spin_unlock(&bell->lock);
 	return true;
 }
 
@@ -65,62 +76,63 @@ static const struct mmu_interval_notifier_ops doorbell_ops = {
  * Looks the page up anew. On a thread of the VMM; may sleep. Returns -EFAULT where the address is no
  * ordinary memory, and leaves the doorbell stale then.
  */
-int dlh_doorbell_rearm(struct dlh_doorbell *bell)
+int dlh_doorbell_rearm(struct dlh_doorbell *seen)
 {
+	struct doorbell *bell = to_doorbell(seen);
 	struct doorbell_view *view = kzalloc(sizeof(*view), GFP_KERNEL_ACCOUNT);
-	unsigned long seq;
 
 	if (!view)
 		return -ENOMEM;
 	for (;;) {
-		seq = mmu_interval_read_begin(&bell->notifier);
-		WRITE_ONCE(bell->stale, false);
+		unsigned long seq = mmu_interval_read_begin(&bell->notifier);
+
 		if (get_user_pages_fast(bell->hva & PAGE_MASK, 1, FOLL_WRITE, &view->page) != 1) {
-			WRITE_ONCE(bell->stale, true);
 			kfree(view);
 			return -EFAULT;
 		}
-		/*
-		 * An invalidation since read_begin has set stale, or we have just overwritten that; in
-		 * both cases this sees it. A later one sets stale for good.
-		 */
+		spin_lock(&bell->lock);
 		if (!mmu_interval_read_retry(&bell->notifier, seq))
 			break;
+		spin_unlock(&bell->lock);
 		put_page(view->page);
 	}
-	view->word = page_address(view->page) + offset_in_page(bell->hva);
 	doorbell_show(bell, view);
+	spin_unlock(&bell->lock);
 	return 0;
 }
 
 struct dlh_doorbell *dlh_doorbell_create(unsigned long hva)
 {
-	struct dlh_doorbell *bell = kzalloc(sizeof(*bell), GFP_KERNEL_ACCOUNT);
+	struct doorbell *bell = kzalloc(sizeof(*bell), GFP_KERNEL_ACCOUNT);
 	int err;
 
 	if (!bell)
 		return ERR_PTR(-ENOMEM);
 	bell->hva = hva;
-	bell->stale = true;
+	spin_lock_init(&bell->lock);
 	err = mmu_interval_notifier_insert(&bell->notifier, current->mm, hva & PAGE_MASK,
 					   PAGE_SIZE, &doorbell_ops);
 	if (err) {
 		kfree(bell);
 		return ERR_PTR(err);
 	}
-	err = dlh_doorbell_rearm(bell);
+	err = dlh_doorbell_rearm(&bell->seen);
 	if (err) {
-		dlh_doorbell_destroy(bell);
+		dlh_doorbell_destroy(&bell->seen);
 		return ERR_PTR(err);
 	}
-	return bell;
+	return &bell->seen;
 }
 
 /* May sleep. No reader may run or start. */
-void dlh_doorbell_destroy(struct dlh_doorbell *bell)
+void dlh_doorbell_destroy(struct dlh_doorbell *seen)
 {
+	struct doorbell *bell = to_doorbell(seen);
+
 	mmu_interval_notifier_remove(&bell->notifier);
+	spin_lock(&bell->lock);
 	doorbell_show(bell, NULL);
+	spin_unlock(&bell->lock);
 	kfree(bell);
 }
 
@@ -128,19 +140,4 @@ void dlh_doorbell_destroy(struct dlh_doorbell *bell)
 void dlh_doorbell_barrier(void)
 {
 	rcu_barrier();
-}
-
-/* False: stale, look yourself. */
-bool dlh_doorbell_read(const struct dlh_doorbell *bell, u32 *value)
-{
-	const struct doorbell_view *view;
-
-	if (READ_ONCE(bell->stale))
-		return false;
-	rcu_read_lock();
-	view = rcu_dereference(bell->view);
-	if (view)
-		*value = READ_ONCE(*view->word);
-	rcu_read_unlock();
-	return view;
 }

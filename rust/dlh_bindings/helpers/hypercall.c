@@ -7,10 +7,10 @@
  * the instruction (arch/x86/kvm/x86.c).
  */
 
-#include <linux/ftrace.h>
 #include <linux/kvm_host.h>
 
 #include "../helpers.h"
+#include "ftrace.h"
 
 #ifdef DLH_FAULT_MISSING_HOOK
 #define HYPERCALL_SYMBOL "____kvm_emulate_hypercall_is_missing"
@@ -47,25 +47,13 @@ static struct ftrace_ops hypercall_ops = {
 
 int dlh_hypercall_hook(dlh_hypercall_fn entry)
 {
-	static char symbol[] = HYPERCALL_SYMBOL;
-	int err;
-
 	hypercall_entry = entry;
-	err = ftrace_set_filter(&hypercall_ops, symbol, strlen(symbol), 1);
-	if (err)
-		return -ENOENT;
-	err = register_ftrace_function(&hypercall_ops);
-	if (err)
-		ftrace_free_filter(&hypercall_ops);
-	return err;
+	return dlh_ftrace_hook(&hypercall_ops, HYPERCALL_SYMBOL);
 }
 
-int dlh_hypercall_unhook(void)
+void dlh_hypercall_unhook(void)
 {
-	int err = unregister_ftrace_function(&hypercall_ops);
-
-	ftrace_free_filter(&hypercall_ops);
-	return err;
+	dlh_ftrace_unhook(&hypercall_ops);
 }
 
 const char *dlh_hypercall_symbol(void)

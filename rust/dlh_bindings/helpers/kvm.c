@@ -1,18 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 /* struct kvm and struct kvm_vcpu: the fields and inline functions of linux/kvm_host.h that we use. */
 
+#include <linux/debugfs.h>
 #include <linux/kvm_host.h>
+#include <linux/math64.h>
 
 #include "../helpers.h"
-
-struct kvm *dlh_vcpu_kvm(const struct kvm_vcpu *vcpu)
-{
-	return vcpu->kvm;
-}
 
 int dlh_vcpu_idx(const struct kvm_vcpu *vcpu)
 {
 	return vcpu->vcpu_idx;
+}
+
+int dlh_vcpu_id(const struct kvm_vcpu *vcpu)
+{
+	return vcpu->vcpu_id;
 }
 
 /* Set by KVM_RUN around kvm_arch_vcpu_ioctl_run() (virt/kvm/kvm_main.c). */
@@ -21,13 +23,41 @@ bool dlh_vcpu_in_run(const struct kvm_vcpu *vcpu)
 	return READ_ONCE(vcpu->wants_to_run);
 }
 
+/* Whether the current thread is inside KVM_RUN for it, in the address space of the VMM. */
+bool dlh_vcpu_runs_here(const struct kvm_vcpu *vcpu)
+{
+	return READ_ONCE(vcpu->wants_to_run) && vcpu->kvm->mm == current->mm;
+}
+
+/* Whether KVM_RUN waits for an event before the guest is entered again. On its own thread. */
+bool dlh_vcpu_will_block(const struct kvm_vcpu *vcpu)
+{
+	return vcpu->arch.mp_state != KVM_MP_STATE_RUNNABLE || vcpu->arch.apf.halted;
+}
+
 bool dlh_vcpu_is_refused(const struct kvm_vcpu *vcpu)
 {
 	const struct kvm *kvm = vcpu->kvm;
 
 	return (vcpu->arch.hflags & (HF_SMM_MASK | HF_GUEST_MASK)) ||
 	       vcpu->arch.guest_state_protected ||
+	       kvm->arch.vm_type != KVM_X86_DEFAULT_VM ||
 	       kvm->arch.has_protected_state || kvm->arch.has_private_mem;
+}
+
+/*
+ * The time-stamp counter that the guest reads now. KVM scales it by a fixed-point ratio, whose binary
+ * point is where the hardware has it: 32 bits on SVM, 48 on VMX (arch/x86/kvm/svm/svm.c, vmx/vmx.c);
+ * without hardware for it the ratio is 1.
+ */
+u64 dlh_vcpu_guest_tsc(const struct kvm_vcpu *vcpu)
+{
+	u64 ratio = READ_ONCE(vcpu->arch.l1_tsc_scaling_ratio);
+	u64 tsc = rdtsc();
+
+	if (ratio > 1)
+		tsc = mul_u64_u64_shr(tsc, ratio, boot_cpu_has(X86_FEATURE_SVM) ? 32 : 48);
+	return tsc + READ_ONCE(vcpu->arch.l1_tsc_offset);
 }
 
 int dlh_kvm_pid(const struct kvm *kvm)
@@ -35,15 +65,35 @@ int dlh_kvm_pid(const struct kvm *kvm)
 	return kvm->userspace_pid;
 }
 
+/*
+ * What KVM calls the directory of this VM in debugfs; empty if it has none. It has a name of that length
+ * at most, <pid>-<fd>.
+ */
+void dlh_kvm_name(const struct kvm *kvm, char name[DLH_KVM_NAME])
+{
+	const struct dentry *dentry = kvm->debugfs_dentry;
+
+	if (IS_ERR_OR_NULL(dentry))
+		name[0] = 0;
+	else
+		strscpy(name, dentry->d_name.name, DLH_KVM_NAME);
+}
+
+/* Whether debugfs has a file of this name in a directory of its root. May sleep. */
+bool dlh_debugfs_has(const char *directory, const char *name)
+{
+	struct dentry *parent = debugfs_lookup(directory, NULL);
+	struct dentry *child = debugfs_lookup(name, parent);
+	bool found = parent && child;
+
+	dput(child);
+	dput(parent);
+	return found;
+}
+
 bool dlh_kvm_is_current(const struct kvm *kvm)
 {
 	return kvm->mm == current->mm;
-}
-
-/* Changes whenever a memslot does. Only compared, so it needs no srcu. */
-u64 dlh_kvm_generation(struct kvm *kvm)
-{
-	return READ_ONCE(rcu_dereference_raw(kvm->memslots[0])->generation);
 }
 
 int dlh_kvm_read_lock(struct kvm *kvm)

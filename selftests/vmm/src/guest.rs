@@ -44,6 +44,10 @@ global_asm!(
     ".globl dlh_guest_flood",
     ".hidden dlh_guest_measure",
     ".globl dlh_guest_measure",
+    ".hidden dlh_guest_measure_exit",
+    ".globl dlh_guest_measure_exit",
+    ".hidden dlh_guest_measure_hypercall",
+    ".globl dlh_guest_measure_hypercall",
     ".hidden dlh_guest_user",
     ".globl dlh_guest_user",
     ".hidden dlh_guest_user_hypercall",
@@ -200,6 +204,42 @@ global_asm!(
     "    sub rax, rcx",
     "    jmp dlh_guest_server",
     //
+    // measure_exit: exits with CPUID, R14 times. RAX: time-stamp ticks for that.
+    "dlh_guest_measure_exit:",
+    "    rdtsc",
+    "    shl rdx, 32",
+    "    lea r13, [rax + rdx]",
+    "2:  xor eax, eax",
+    "    xor ecx, ecx",
+    "    cpuid",
+    "    dec r14",
+    "    jnz 2b",
+    "    rdtsc",
+    "    shl rdx, 32",
+    "    or rax, rdx",
+    "    sub rax, r13",
+    "    jmp dlh_guest_server",
+    //
+    // measure_hypercall: the hypercall RBP with RBX, RCX = R10, RDX = R11, RSI = 0, R14 times. RAX: ticks
+    // for that; R12: its last result.
+    "dlh_guest_measure_hypercall:",
+    "    rdtsc",
+    "    shl rdx, 32",
+    "    lea r13, [rax + rdx]",
+    "2:  mov rax, rbp",
+    "    mov rcx, r10",
+    "    mov rdx, r11",
+    "    xor esi, esi",
+    "    vmmcall",
+    "    mov r12, rax",
+    "    dec r14",
+    "    jnz 2b",
+    "    rdtsc",
+    "    shl rdx, 32",
+    "    or rax, rdx",
+    "    sub rax, r13",
+    "    jmp dlh_guest_server",
+    //
     // user: goes to R14 at CPL 3, with IOPL 3 so that the code there can use the port.
     "dlh_guest_user:",
     "    mov r13, rsp",
@@ -237,6 +277,8 @@ mod label {
         pub(super) static dlh_guest_exit_hypercall: u8;
         pub(super) static dlh_guest_flood: u8;
         pub(super) static dlh_guest_measure: u8;
+        pub(super) static dlh_guest_measure_exit: u8;
+        pub(super) static dlh_guest_measure_hypercall: u8;
         pub(super) static dlh_guest_user: u8;
         pub(super) static dlh_guest_user_hypercall: u8;
         pub(super) static dlh_guest_smi: u8;
@@ -256,6 +298,8 @@ pub(crate) enum Code {
     ExitHypercall,
     Flood,
     Measure,
+    MeasureExit,
+    MeasureHypercall,
     User,
     UserHypercall,
     Smi,
@@ -274,6 +318,8 @@ impl Code {
             Code::ExitHypercall => &raw const label::dlh_guest_exit_hypercall,
             Code::Flood => &raw const label::dlh_guest_flood,
             Code::Measure => &raw const label::dlh_guest_measure,
+            Code::MeasureExit => &raw const label::dlh_guest_measure_exit,
+            Code::MeasureHypercall => &raw const label::dlh_guest_measure_hypercall,
             Code::User => &raw const label::dlh_guest_user,
             Code::UserHypercall => &raw const label::dlh_guest_user_hypercall,
             Code::Smi => &raw const label::dlh_guest_smi,

@@ -3,10 +3,10 @@
 //! What calls cost, seen from the guest, in ticks of its time-stamp counter. Where instructions are
 //! counted (`-icount shift=0`) a tick is an instruction, of the guest and the host together.
 
-use dlh_abi::{Cookie, Function, RingSize};
+use dlh_abi::{Cookie, Function, RingSize, HEADER_BYTES, HYPERCALL_NR};
 
 use crate::{
-    ktap::Result,
+    ktap::{check_eq, Result},
     ring::{Ring, NOP},
     vcpu::Vcpu,
     vm::{Vm, VmConfig, BASE},
@@ -18,6 +18,11 @@ const REPEATS: usize = 5;
 
 /// Calls that are handed over before each exit.
 const BATCHES: [u64; 4] = [1, 8, 32, 512];
+
+/// A hypercall that KVM answers by itself.
+const OTHER: u64 = 0x7fff;
+/// What it answers.
+const KVM_ENOSYS: i64 = -1000;
 
 fn best(vcpu: &mut Vcpu, ring: &mut Ring, batch: u64) -> Result<(f64, f64)> {
     let mut best = (f64::MAX, f64::MAX);
@@ -38,9 +43,27 @@ pub(crate) fn repeat(batch: u64, laps: u64) -> Result<()> {
     Ok(())
 }
 
-/// Prints `name ticks` lines. Without the module there is only the hypercall that KVM answers.
+/// Ticks of a lap: the best of several repeats.
+fn best_lap(mut laps: impl FnMut(u64) -> Result<u64>) -> Result<f64> {
+    let mut best = u64::MAX;
+    for _ in 0..REPEATS {
+        best = best.min(laps(LAPS)?);
+    }
+    Ok(best as f64 / LAPS as f64)
+}
+
+/// Ticks of a hypercall that is made again and again, and answers `expected`.
+fn hypercall(vcpu: &mut Vcpu, number: u64, arguments: [u64; 3], expected: i64) -> Result<f64> {
+    best_lap(|laps| {
+        let (ticks, result) = vcpu.measure_hypercall(number, arguments, laps)?;
+        check_eq!(result, expected, "result of a hypercall that is measured");
+        Ok(ticks)
+    })
+}
+
+/// Prints `name ticks` lines. Without the module there are only an exit and the hypercall that KVM answers.
 pub(crate) fn measure() -> Result<()> {
-    let mut vm = Vm::new(VmConfig::default())?;
+    let mut vm = Vm::new(VmConfig { vcpus: 2, ..VmConfig::default() })?;
     let mut absent = Ring::unregistered(
         &vm,
         BASE,
@@ -48,21 +71,45 @@ pub(crate) fn measure() -> Result<()> {
         Cookie(1),
         0,
     )?;
-    let (bare, _) = best(&mut vm.vcpus[0], &mut absent, 0)?;
-    println!("other_hypercall {bare:.1}");
+    println!("exit {:.1}", best_lap(|laps| vm.vcpus[0].measure_exit(laps))?);
+    println!("hypercall {:.1}", hypercall(&mut vm.vcpus[0], OTHER, [0; 3], KVM_ENOSYS)?);
     if vm.hypercall(0, Function::Features as u64, 0, 0, 0)? < 0 {
         return Ok(());
     }
+    let call = [Function::Call as u64, NOP.op.0.into(), 0];
+    println!("inserted_b1 {:.1}", hypercall(&mut vm.vcpus[0], HYPERCALL_NR, call, 0)?);
+    let mut array = Ring::set_up(&mut vm, 0, BASE, 64, 0)?;
+    for _ in 0..32 {
+        // Any tags will do there.
+        array.place(&NOP)?;
+    }
+    vm.hypercall(0, Function::RingTeardown as u64, array.id(), 0, 0)?;
+    let calls = [Function::Calls as u64, BASE + HEADER_BYTES as u64, 32];
+    let all = hypercall(&mut vm.vcpus[0], HYPERCALL_NR, calls, 32)?;
+    println!("inserted_b32 {:.1}", all / 32.0);
+
+    // Another VM has a ring; then another vCPU; then this one.
+    let mut other = Vm::new(VmConfig::default())?;
+    let others = Ring::set_up(&mut other, 0, BASE, 64, 0)?;
+    println!("exit_other_vm {:.1}", best_lap(|laps| vm.vcpus[0].measure_exit(laps))?);
+    let second = Ring::set_up(&mut vm, 1, BASE + 0x10_0000, 64, 0)?;
+    println!("exit_other_vcpu {:.1}", best_lap(|laps| vm.vcpus[0].measure_exit(laps))?);
+    vm.hypercall(1, Function::RingTeardown as u64, second.id(), 0, 0)?;
     let mut ring = Ring::set_up(&mut vm, 0, BASE, 1024, 0)?;
+    println!("exit_ring_empty {:.1}", best_lap(|laps| vm.vcpus[0].measure_exit(laps))?);
     let vcpu = &mut vm.vcpus[0];
     // An exit with nothing in the ring; what is added to it below is the calls' own.
     let (empty, timing) = best(vcpu, &mut ring, 0)?;
-    println!("other_hypercall_ring_empty {empty:.1}");
     for batch in BATCHES {
         let (all, filling) = best(vcpu, &mut ring, batch)?;
         let a_call = |ticks: f64| ticks / batch as f64;
         println!("deferred_guest_b{batch} {:.1}", a_call(filling - timing));
         println!("deferred_total_b{batch} {:.1}", a_call(all - empty));
     }
+    vm.hypercall(0, Function::RingTeardown as u64, ring.id(), 0, 0)?;
+    let (bare, _) = best(&mut vm.vcpus[0], &mut absent, 0)?;
+    println!("round {bare:.1}");
+    other.hypercall(0, Function::RingTeardown as u64, others.id(), 0, 0)?;
+    println!("exit_after_all {:.1}", best_lap(|laps| vm.vcpus[0].measure_exit(laps))?);
     Ok(())
 }

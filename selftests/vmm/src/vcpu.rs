@@ -297,6 +297,28 @@ impl Vcpu {
         Ok((regs.rax, regs.rbx))
     }
 
+    /// Lets the guest exit with CPUID, `laps` times; returns the ticks of its time-stamp counter for that.
+    pub(crate) fn measure_exit(&mut self, laps: u64) -> Result<u64> {
+        let stop = self.begin(Code::MeasureExit, |regs| regs.r14 = laps)?;
+        Ok(self.finish(stop)?.rax)
+    }
+
+    /// Lets the guest make a hypercall `laps` times; returns the ticks for that, and the last result.
+    pub(crate) fn measure_hypercall(
+        &mut self,
+        number: u64,
+        [function, rcx, rdx]: [u64; 3],
+        laps: u64,
+    ) -> Result<(u64, i64)> {
+        let stop = self.begin(Code::MeasureHypercall, |regs| {
+            (regs.rbp, regs.rbx) = (number, function);
+            (regs.r10, regs.r11) = (rcx, rdx);
+            regs.r14 = laps;
+        })?;
+        let regs = self.finish(stop)?;
+        Ok((regs.rax, regs.r12 as i64))
+    }
+
     /// Lets the guest produce `count` times the same entry by itself. `on_stop` sees each stop that
     /// is not an end, and says whether to go on; if not, the vCPU is parked.
     pub(crate) fn flood(

@@ -25,7 +25,7 @@ const BAD_SIZES: [u64; 9] = [0, 1, 32, 63, 96, 65537, 131_072, (1 << 32) + 64, 1
 pub(super) fn cases() -> Vec<Case> {
     vec![
         Case::new("unknown functions", || {
-            let functions = [5, 6, 0xffff, 1 << 32, (1 << 32) | SETUP, u64::MAX];
+            let functions = [6, 7, 0xffff, 1 << 32, (1 << 32) | SETUP, u64::MAX];
             refuse_all(Error::Function, functions.map(|function| [function, BASE, 64, 0]).to_vec())
         }),
         Case::new("ring addresses that are not page aligned", || {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The hypercall exit and the end of a VM, by ftrace.
+//! The hypercall exit, and the beginning and the end of a VM, by ftrace.
 //!
 //! ftrace sends our hypercalls, and only ours, from `____kvm_emulate_hypercall` to [`hypercall_entry`];
-//! `kvm_arch_destroy_vm` merely reports to [`destroy_entry`].
+//! `kvm_arch_create_vm_debugfs` and `kvm_arch_destroy_vm` merely report to the other two entries.
 
 use core::{
     ffi::c_void,
@@ -41,15 +41,16 @@ struct Target<E> {
 /// The target of the one registration there can be; null while there is none.
 static TARGET: AtomicPtr<c_void> = AtomicPtr::new(null_mut());
 
-/// The hypercall hook and the destruction hook, attached.
+/// The hooks, attached.
 ///
 /// # Invariants
 ///
 /// While the hooks are attached `TARGET` points to `target`, whose events are of type `E`, and the
-/// entries registered are those for `E`. The hypercall hook is attached exactly while `hypercalls`.
+/// entries registered are those for `E`. The hooks on hypercalls and on the beginning of VMs are attached
+/// exactly while `admits`.
 pub struct Hooks<E: Events> {
     target: NonNull<Target<E>>,
-    hypercalls: bool,
+    admits: bool,
     _owns: PhantomData<Target<E>>,
 }
 
@@ -59,14 +60,15 @@ unsafe impl<E: Events> Send for Hooks<E> {}
 unsafe impl<E: Events> Sync for Hooks<E> {}
 
 impl<E: Events> Hooks<E> {
-    /// Attaches both hooks. May sleep.
+    /// Attaches all hooks. May sleep.
     ///
     /// # Errors
     ///
-    /// Names the hook that could not be made; the other one is gone again then.
+    /// Names the hook that could not be made; the others are gone again then.
     pub fn attach(events: Arc<E>) -> Result<Self, Missing> {
         let hypercall = |error| Missing { name: symbol(bindings::dlh_hypercall_symbol), error };
         let destroy = |error| Missing { name: symbol(bindings::dlh_destroy_symbol), error };
+        let create = |error| Missing { name: symbol(bindings::dlh_create_symbol), error };
 
         let in_flight = KBox::pin_init(
             Srcu::new(c"kvm_dlh_hypercall", kernel::static_lock_class!()),
@@ -97,28 +99,41 @@ impl<E: Events> Hooks<E> {
             return Err(destroy(e));
         }
         // SAFETY: As above.
-        let hooked = unsafe { bindings::dlh_hypercall_hook(Some(hypercall_entry::<E>)) };
-        if let Err(e) = to_result(hooked) {
+        if let Err(e) = to_result(unsafe { bindings::dlh_create_hook(Some(create_entry::<E>)) }) {
             // SAFETY: The hook is attached. When this returns no CPU is inside it: ftrace waits.
             unsafe { bindings::dlh_destroy_unhook() };
             forget();
+            return Err(create(e));
+        }
+        // SAFETY: As above.
+        let hooked = unsafe { bindings::dlh_hypercall_hook(Some(hypercall_entry::<E>)) };
+        if let Err(e) = to_result(hooked) {
+            // SAFETY: As above. Work that the first may have queued keeps what it needs.
+            unsafe {
+                bindings::dlh_create_unhook();
+                bindings::dlh_destroy_unhook();
+            }
+            forget();
             return Err(hypercall(e));
         }
-        // INVARIANT: Both are attached; `TARGET` was set above. A box is never null.
+        // INVARIANT: All are attached; `TARGET` was set above. A box is never null.
         // SAFETY: From a box.
         let target = unsafe { NonNull::new_unchecked(target) };
-        Ok(Self { target, hypercalls: true, _owns: PhantomData })
+        Ok(Self { target, admits: true, _owns: PhantomData })
     }
 
-    /// Detaches the hypercall hook: on return no hypercall is in the module's hands, and none will be.
-    /// The end of VMs goes on being reported. May sleep.
-    pub fn refuse_hypercalls(&mut self) {
-        if !core::mem::take(&mut self.hypercalls) {
+    /// Detaches the hooks on hypercalls and on the beginning of VMs: on return neither is in the module's
+    /// hands, nor will be. The end of VMs goes on being reported. May sleep.
+    pub fn admit_none(&mut self) {
+        if !core::mem::take(&mut self.admits) {
             return;
         }
-        // SAFETY: By the type invariant the hook is attached; ftrace waits until no task is about to
-        // call the entry (synchronize_rcu_tasks), unless it sleeps inside it.
-        unsafe { bindings::dlh_hypercall_unhook() };
+        // SAFETY: By the type invariant the hooks are attached; ftrace waits until no task is about to
+        // call an entry (synchronize_rcu_tasks), unless it sleeps inside it.
+        unsafe {
+            bindings::dlh_create_unhook();
+            bindings::dlh_hypercall_unhook();
+        }
         // Those that sleep inside it hold this.
         // SAFETY: By the type invariant the target is valid.
         unsafe { self.target.as_ref() }.in_flight.synchronize();
@@ -128,13 +143,13 @@ impl<E: Events> Hooks<E> {
 }
 
 impl<E: Events> Drop for Hooks<E> {
-    /// Detaches both hooks. May sleep.
+    /// Detaches all hooks. May sleep.
     fn drop(&mut self) {
-        self.refuse_hypercalls();
+        self.admit_none();
         // SAFETY: By the type invariant the hook is attached; ftrace waits for those inside it.
         unsafe { bindings::dlh_destroy_unhook() };
         TARGET.store(null_mut(), Ordering::Release);
-        // SAFETY: Made from a box in `attach`; neither entry can be running or start.
+        // SAFETY: Made from a box in `attach`; no entry can be running or start.
         drop(unsafe { KBox::from_raw(self.target.as_ptr()) });
     }
 }
@@ -168,6 +183,18 @@ unsafe extern "C" fn hypercall_entry<E: Events>(
     // SAFETY: As above; `vcpu->run` belongs to this thread while it is in KVM_RUN.
     unsafe { bindings::dlh_hypercall_return(vcpu, result) };
     1
+}
+
+/// Called when `kvm_arch_create_vm_debugfs(kvm)` is.
+///
+/// # Safety
+///
+/// `kvm` is allocated and counted.
+unsafe extern "C" fn create_entry<E: Events>(kvm: *mut bindings::kvm) {
+    // SAFETY: As in `hypercall_entry`; ftrace waits for callbacks to return before unhooking ends.
+    let target = unsafe { &*TARGET.load(Ordering::Acquire).cast::<Target<E>>() };
+    // SAFETY: KVM is just making it.
+    E::created(target.events.as_arc_borrow(), unsafe { Vm::from_raw(kvm) });
 }
 
 /// Called when `kvm_arch_destroy_vm(kvm)` is.

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What of a ring the host still has in its hands, and the reference to the VM that it needs for that.
+
+use kernel::{new_spinlock, prelude::*, sync::SpinLock};
+use kvm_hooks::{
+    inline_atomic::{AtomicBool, Ordering},
+    wait_until, wake,
+};
+use kvm_vm::{Vcpu, VcpuRef};
+
+/// Calls that are not settled yet, and entries that a drain has left in the ring.
+#[pin_data]
+pub(super) struct Unfinished {
+    /// Nothing is outstanding, and nothing was left behind.
+    none: AtomicBool,
+    #[pin]
+    counts: SpinLock<Counts>,
+}
+
+/// # Invariants
+///
+/// `outstanding` are the entries that an operation was given and whose end has not been shown to the guest
+/// yet; `late` of them were completed on threads that are not the VMM's, and wait for one of those. `hold`
+/// is `Some` exactly while there are any, or entries were left behind.
+struct Counts {
+    outstanding: u32,
+    late: u32,
+    left_behind: bool,
+    hold: Option<VcpuRef>,
+}
+
+impl Unfinished {
+    /// Nothing.
+    pub(super) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            none: AtomicBool::new(true),
+            counts <- new_spinlock!(Counts { outstanding: 0, late: 0, left_behind: false, hold: None }),
+        })
+    }
+
+    /// Whether there is nothing. Only drains change that from true to false.
+    #[inline]
+    pub(super) fn is_none(&self) -> bool {
+        self.none.load(Ordering::Acquire)
+    }
+
+    /// Calls whose end has not been shown.
+    pub(super) fn outstanding(&self) -> u32 {
+        self.counts.lock().outstanding
+    }
+
+    /// A call is about to be given to an operation: the VM of `vcpu` is kept until it has ended. False if
+    /// the VM is being destroyed.
+    #[must_use]
+    pub(super) fn begin(&self, vcpu: &Vcpu) -> bool {
+        let mut counts = self.counts.lock();
+        if counts.hold.is_none() {
+            counts.hold = vcpu.try_get();
+        }
+        if counts.hold.is_some() {
+            counts.outstanding += 1;
+            self.none.store(false, Ordering::Release);
+        }
+        counts.hold.is_some()
+    }
+
+    /// A call has ended, and the guest has been shown that, or cannot be. May sleep.
+    pub(super) fn ended(&self) {
+        let unneeded = {
+            let mut counts = self.counts.lock();
+            counts.outstanding -= 1;
+            self.release(&mut counts)
+        };
+        wake(self);
+        // May be the last reference to the VM: not under the lock.
+        drop(unneeded);
+    }
+
+    /// A drain has left entries in the ring, or none. May sleep.
+    pub(super) fn leave_behind(&self, vcpu: &Vcpu, left: bool) {
+        let unneeded = {
+            let mut counts = self.counts.lock();
+            if left && counts.hold.is_none() {
+                counts.hold = vcpu.try_get();
+            }
+            counts.left_behind = left && counts.hold.is_some();
+            self.release(&mut counts)
+        };
+        drop(unneeded);
+    }
+
+    /// Nothing is taken from the ring any more. May sleep.
+    pub(super) fn forget_left_behind(&self) {
+        let unneeded = {
+            let mut counts = self.counts.lock();
+            counts.left_behind = false;
+            self.release(&mut counts)
+        };
+        drop(unneeded);
+    }
+
+    fn release(&self, counts: &mut Counts) -> Option<VcpuRef> {
+        let none = counts.outstanding == 0 && !counts.left_behind;
+        self.none.store(none, Ordering::Release);
+        if none {
+            counts.hold.take()
+        } else {
+            None
+        }
+    }
+
+    /// Another reference to the vCPU on whose behalf something is unfinished, if `choose` says so. Spin
+    /// locks may be held.
+    pub(super) fn held(&self, choose: impl FnOnce(&Vcpu) -> bool) -> Option<VcpuRef> {
+        let counts = self.counts.lock();
+        counts.hold.as_ref().filter(|vcpu| choose(vcpu))?.try_get()
+    }
+
+    /// A call was completed on a thread that is not the VMM's.
+    pub(super) fn late(&self) {
+        self.counts.lock().late += 1;
+        wake(self);
+    }
+
+    /// Such a call is about to be ended.
+    pub(super) fn not_late(&self) {
+        self.counts.lock().late -= 1;
+    }
+
+    /// Waits until nothing is outstanding, or something was completed late. False: something was. May
+    /// sleep, and be frozen.
+    pub(super) fn wait(&self) -> bool {
+        wait_until(self, || {
+            let counts = self.counts.lock();
+            counts.outstanding == 0 || counts.late > 0
+        });
+        self.counts.lock().outstanding == 0
+    }
+}

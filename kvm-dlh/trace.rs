@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! TRACE: an event of the guest in the host's trace.
+
+use kvm_hooks::GuestEvent;
+
+use crate::queue::Caller;
+
+/// Emits what a TRACE call of VM number `serial` says. Does not sleep.
+pub(crate) fn emit(serial: u64, caller: &Caller<'_>, payload: [u64; 2]) {
+    if !GuestEvent::is_enabled() {
+        return;
+    }
+    let now = caller.vcpu.guest_tsc();
+    // The entry has only the lower half: the event was less than 2^32 ticks ago.
+    let tsc = caller.time.map_or(now, |then| now - u64::from((now as u32).wrapping_sub(then)));
+    GuestEvent { vm: serial, pid: caller.vcpu.vm().pid(), vcpu: caller.vcpu.id(), tsc, payload }
+        .emit();
+}
