@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `/sys/kernel/debug/dlh_guest/`: `stats`, and `bench`, which measures when it is read.
+//! `/sys/kernel/debug/dlh_guest/`: `stats`; `bench`, which measures when it is read; and `trace`: what is
+//! written there, up to 16 bytes at a time, appears in the host's trace.
 
 use kernel::{
     debugfs::{Dir, File},
     fmt,
     prelude::*,
     sync::Arc,
+    uaccess::UserSliceReader,
 };
 use kvm_guest::hypercall;
 
@@ -16,6 +18,7 @@ use crate::{bench, rings::Rings};
 pub(crate) struct Directory {
     _stats: Pin<KBox<File<Arc<Rings>>>>,
     _bench: Pin<KBox<File<Arc<Rings>>>>,
+    _trace: Pin<KBox<File<Arc<Rings>>>>,
     _dir: Dir,
 }
 
@@ -30,6 +33,14 @@ impl Directory {
         };
         let bench: &'static _ =
             &|rings: &Arc<Rings>, f: &mut fmt::Formatter<'_>| bench::run(rings, f);
+        let trace: &'static _ = &|rings: &Arc<Rings>, text: &mut UserSliceReader| {
+            let mut payload = [0; 16];
+            let len = text.len();
+            text.read_slice(payload.get_mut(..len).ok_or(E2BIG)?)?;
+            let (low, high) = payload.split_at(8);
+            let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |w, &b| w << 8 | u64::from(b));
+            rings.trace([word(low), word(high)])
+        };
         Ok(Self {
             _stats: KBox::pin_init(
                 dir.read_callback_file(c"stats", rings.clone(), stats),
@@ -37,6 +48,10 @@ impl Directory {
             )?,
             _bench: KBox::pin_init(
                 dir.read_callback_file(c"bench", rings.clone(), bench),
+                GFP_KERNEL,
+            )?,
+            _trace: KBox::pin_init(
+                dir.write_callback_file(c"trace", rings.clone(), trace),
                 GFP_KERNEL,
             )?,
             _dir: dir,

@@ -16,7 +16,7 @@ use kernel::{
     },
     time::{Instant, Monotonic},
 };
-use kvm_guest::{CpuEvents, CpuGuard, LocalRing, NewRing, RebootEvents, RingTable};
+use kvm_guest::{hypercall, CpuEvents, CpuGuard, LocalRing, NewRing, RebootEvents, RingTable};
 
 use crate::stats::{Event, Stats};
 
@@ -82,6 +82,24 @@ impl Rings {
     #[inline]
     pub(crate) fn local<'a>(&self, here: &'a CpuGuard) -> Option<LocalRing<'a>> {
         self.table.local(here)
+    }
+
+    /// Puts an event into the host's trace: by way of the ring, or else by a call. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENODEV`: the host has no trace.
+    pub(crate) fn trace(&self, payload: [u64; 2]) -> Result {
+        let deferred = {
+            let here = CpuGuard::new();
+            self.local(&here).is_some_and(|mut ring| ring.trace(payload))
+        };
+        if deferred {
+            self.stats.count(Event::Traced);
+            return Ok(());
+        }
+        self.stats.count(Event::Synchronous);
+        hypercall::trace(payload).map_err(|_| ENODEV)
     }
 
     /// Whether this CPU has a ring that works; which CPU it is, if not.

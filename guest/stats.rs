@@ -38,9 +38,11 @@ pub(crate) enum Event {
     SetUp,
     /// A ring could not be set up.
     SetUpFailed,
+    /// An event for the host's trace was placed.
+    Traced,
 }
 
-const NAMES: [&str; 14] = [
+const NAMES: [&str; 15] = [
     "reports",
     "ranges",
     "pages",
@@ -55,6 +57,7 @@ const NAMES: [&str; 14] = [
     "failed",
     "setups",
     "setups_failed",
+    "traced",
 ];
 
 /// The counters. Any context.

@@ -120,8 +120,9 @@ impl Host {
         let published = Published::new(host.clone())?;
         let hooks = Hooks::attach(host.clone())?;
         if !max_defer.is_zero() && timer_tick().is_none_or(|tick| max_defer < tick) {
-            // What is new at one look and still there at the next has waited for one to two periods.
-            let period = Delta::from_nanos(max_defer.as_nanos() / 2);
+            // At one look it is new, at the next one thread is made to exit, at the third all are: within
+            // three periods, and a fourth for what the kernel adds.
+            let period = Delta::from_nanos(max_defer.as_nanos() / 4);
             *host.ticker.lock() = Some(Ticker::start(host.clone(), period)?);
         }
         Ok(Running { hooks: Some(hooks), published: Some(published), host })

@@ -54,7 +54,7 @@ pub(crate) struct Ring {
     task: AtomicUsize,
     #[pin]
     runner: SpinLock<Option<ARef<Task>>>,
-    /// What the last tick found waiting: the position, and that there was something.
+    /// What the last tick found waiting: the position of the first entry, and for how many ticks.
     waiting: AtomicU64,
     _listening: Listening<Host>,
 }
@@ -185,15 +185,21 @@ impl Ring {
 
     /// Has the vCPU exit if what was new at the last tick has not been looked at. A kernel thread.
     pub(crate) fn tick(&self, reader: Reader<'_>) {
-        // Nothing of it is taken any more, so there is nothing to wait for.
-        let news = self.watch.news(reader).filter(|_| self.is_live());
-        let seen = news.map_or(NOTHING, |_| u64::from(self.watch.seen()));
-        if self.waiting.swap(seen, Ordering::Relaxed) != seen || seen == NOTHING {
+        if self.watch.news(reader).is_none() || !self.is_live() {
+            self.waiting.store(NOTHING, Ordering::Relaxed);
+            return;
+        }
+        let seen = self.watch.seen();
+        let last = self.waiting.load(Ordering::Relaxed);
+        let ticks = if last as u32 == seen && last != NOTHING { (last >> 32) + 1 } else { 0 };
+        self.waiting.store(ticks.min(2) << 32 | u64::from(seen), Ordering::Relaxed);
+        if ticks == 0 {
             return;
         }
         if let Some(runner) = &*self.runner.lock() {
             self.queue.stats().count(Event::DeferKick);
-            kick(runner);
+            // If that has not helped, another thread runs the vCPU now.
+            kick(runner, ticks > 1);
         }
     }
 

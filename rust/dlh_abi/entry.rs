@@ -49,6 +49,12 @@ impl RawEntry {
         Self { tag: cookie.tag(position), op: call.op.0, flags: 0, status: 0, arg: call.arg }
     }
 
+    /// The same entry, of an event at `time`; see [`RawEntry::time`].
+    #[inline]
+    pub const fn at(self, time: u32) -> Self {
+        Self { status: time as i32, ..self }
+    }
+
     /// Whether this is nothing but a NOP, whatever its arguments.
     #[inline]
     pub const fn is_plain_nop(&self) -> bool {

@@ -114,7 +114,7 @@ struct dlh_ticker *dlh_ticker_start(bool (*tick)(void *data), void *data, u64 pe
 void dlh_ticker_wake(struct dlh_ticker *ticker);
 void dlh_ticker_stop(struct dlh_ticker *ticker);
 u32 dlh_tick_period_us(void);
-void dlh_task_kick(struct task_struct *task);
+void dlh_task_kick(struct task_struct *task, bool all);
 
 /* helpers/doorbell.c: a word of guest memory that can be read with interrupts off. */
 struct dlh_doorbell {

@@ -4,7 +4,7 @@
 //!
 //! C header: `include/uapi/linux/kvm_dlh.h`. Any context; the host may take its time.
 
-use dlh_abi::{Call, Error as CallError, Function, Gpa, RingSize};
+use dlh_abi::{Call, Error as CallError, Function, Gpa, Operation, RingSize};
 use dlh_bindings as bindings;
 use kernel::{
     fmt,
@@ -124,6 +124,16 @@ pub(crate) fn ring_teardown(id: u32) -> Result<(), HostError> {
 pub(crate) fn kick(id: u32) -> Result<(), HostError> {
     // SAFETY: Only what was placed in the ring is executed, and that was allowed there.
     unsafe { make(Function::Kick, [u64::from(id), 0, 0]) }.map(|_| ())
+}
+
+/// Puts an event into the host's trace, without a ring.
+///
+/// # Errors
+///
+/// The host has no trace, or has none any more.
+pub fn trace(payload: [u64; 2]) -> Result<(), HostError> {
+    // SAFETY: Names no memory.
+    unsafe { call(&Call { op: Operation::TRACE, arg: payload }) }
 }
 
 /// Executes one call without a ring: on return it has been executed to its end, or not at all.

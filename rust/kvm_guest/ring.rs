@@ -23,7 +23,7 @@ use kernel::{
 use crate::{
     hypercall::{self, HostError},
     memory::{RingMemory, Words},
-    CpuGuard,
+    tsc, CpuGuard,
 };
 
 /// The host has the ring.
@@ -280,6 +280,15 @@ impl<'a> LocalRing<'a> {
         unsafe { self.place(&Call { op: Operation::NOP, arg: [0; 2] }) }
     }
 
+    /// Places an event for the host's trace, which happens now. Returns whether there was room; if not, it
+    /// is counted.
+    #[inline]
+    pub fn trace(&mut self, payload: [u64; 2]) -> bool {
+        let call = Call { op: Operation::TRACE, arg: payload };
+        // SAFETY: Names no memory.
+        unsafe { self.place_at(&call, tsc() as u32) }
+    }
+
     /// Places a call. Returns whether there was room; if not, it is counted.
     ///
     /// # Safety
@@ -288,13 +297,24 @@ impl<'a> LocalRing<'a> {
     /// is dead.
     #[inline]
     pub(crate) unsafe fn place(&mut self, call: &Call) -> bool {
+        // SAFETY: The same requirements. 0: the status as the host has it.
+        unsafe { self.place_at(call, 0) }
+    }
+
+    /// Places a call with something in place of the status.
+    ///
+    /// # Safety
+    ///
+    /// As [`LocalRing::place`].
+    #[inline(always)]
+    unsafe fn place_at(&mut self, call: &Call, time: u32) -> bool {
         let words = self.words;
         let Some((slot, entry)) = self.producer.place(words.done(), call) else {
             Self::drop_call(words, self.filling);
             return false;
         };
         // SAFETY: By the invariant of `Filling`, the producer's slots are the memory's.
-        unsafe { words.write_entry(slot, &entry) };
+        unsafe { words.write_entry(slot, &entry.at(time)) };
         words.publish_tail(self.producer.tail());
         true
     }

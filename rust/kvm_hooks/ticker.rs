@@ -76,8 +76,9 @@ pub fn timer_tick() -> Option<Delta> {
     }
 }
 
-/// Makes `task`, if it is running, in a guest or elsewhere, enter the kernel. Any context.
-pub fn kick(task: &Task) {
+/// Makes `task`, or `all` threads of its process, enter the kernel, if they are running, in a guest or
+/// elsewhere. Any context.
+pub fn kick(task: &Task, all: bool) {
     // SAFETY: The task is alive as long as the reference.
-    unsafe { bindings::dlh_task_kick(task.as_ptr().cast()) }
+    unsafe { bindings::dlh_task_kick(task.as_ptr().cast(), all) }
 }

@@ -8,7 +8,9 @@
 #include <linux/hrtimer.h>
 #include <linux/jiffies.h>
 #include <linux/kthread.h>
+#include <linux/rcupdate.h>
 #include <linux/sched.h>
+#include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/tick.h>
 #include <linux/wait.h>
@@ -97,8 +99,20 @@ u32 dlh_tick_period_us(void)
 	return tick_nohz_full_enabled() ? 0 : USEC_PER_SEC / HZ;
 }
 
-/* Makes a task that is running, in the guest or elsewhere, enter the kernel. Any context. */
-void dlh_task_kick(struct task_struct *task)
+/*
+ * Makes a task, or all threads of its process, enter the kernel, if they are running, in the guest or
+ * elsewhere. Any context.
+ */
+void dlh_task_kick(struct task_struct *task, bool all)
 {
-	kick_process(task);
+	struct task_struct *thread;
+
+	if (!all) {
+		kick_process(task);
+		return;
+	}
+	rcu_read_lock();
+	for_each_thread(task, thread)
+		kick_process(thread);
+	rcu_read_unlock();
 }

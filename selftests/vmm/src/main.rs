@@ -46,6 +46,12 @@ enum Command {
         #[arg(long, requires = "batch", default_value_t = 1000)]
         laps: u64,
     },
+    /// Make many VMs, say `ready` with the microseconds it took for each, do the same for a call of each
+    /// VM at each line of the input, and keep them until it ends.
+    Herd {
+        /// How many.
+        count: usize,
+    },
     /// Keep a VM busy until killed; the races test does that.
     Flood,
 }
@@ -62,6 +68,13 @@ fn main() -> ExitCode {
                 }
             }
         }
+        Command::Herd { count } => match herd(count) {
+            Ok(()) => true,
+            Err(error) => {
+                eprintln!("dlh-vmm: {error}");
+                false
+            }
+        },
         Command::Flood => match tests::races::flood_forever() {
             Ok(()) => true,
             Err(error) => {
@@ -75,4 +88,21 @@ fn main() -> ExitCode {
     } else {
         ExitCode::FAILURE
     }
+}
+
+/// Small VMs, whose vCPU makes a call when they are made, and again for each line of the input.
+fn herd(count: usize) -> ktap::Result<()> {
+    let begin = std::time::Instant::now();
+    let config = vm::VmConfig { memory: 0, ..vm::VmConfig::default() };
+    let mut vms = (0..count).map(|_| vm::Vm::new(config)).collect::<ktap::Result<Vec<_>>>()?;
+    println!("ready {}", begin.elapsed().as_micros() as f64 / count.max(1) as f64);
+    for line in std::io::stdin().lines() {
+        line?;
+        let begin = std::time::Instant::now();
+        for vm in &mut vms {
+            vm.hypercall(0, dlh_abi::Function::Features as u64, 0, 0, 0)?;
+        }
+        println!("ready {}", begin.elapsed().as_micros() as f64 / count.max(1) as f64);
+    }
+    Ok(())
 }

@@ -75,6 +75,11 @@ impl Known {
         Ok(fs::read_to_string(self.directory("kvm_dlh")?.join("rings"))?)
     }
 
+    /// What kvm_dlh has counted for each operation.
+    pub(crate) fn operations(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.directory("kvm_dlh")?.join("operations"))?)
+    }
+
     /// What a module has counted for the VM.
     pub(crate) fn stats(&self, module: &str) -> Result<Stats> {
         Stats::read(&self.directory(module)?.join("stats"))

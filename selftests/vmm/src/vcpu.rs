@@ -3,7 +3,9 @@
 //! A vCPU whose guest does one command at a time.
 
 use dlh_abi::{Call, Function, HYPERCALL_NR};
-use kvm_bindings::{kvm_mp_state, kvm_regs, KVM_MP_STATE_RUNNABLE, KVM_RUN_X86_SMM};
+use kvm_bindings::{
+    kvm_mp_state, kvm_msr_entry, kvm_regs, Msrs, KVM_MP_STATE_RUNNABLE, KVM_RUN_X86_SMM,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::boot;
@@ -297,6 +299,23 @@ impl Vcpu {
         Ok((regs.rax, regs.rbx))
     }
 
+    /// What the guest's time-stamp counter reads.
+    pub(crate) fn tsc(&self) -> Result<u64> {
+        let mut msrs = tsc_msr(0)?;
+        if self.fd.get_msrs(&mut msrs)? != 1 {
+            return failed("KVM does not tell the time-stamp counter");
+        }
+        Ok(msrs.as_slice()[0].data)
+    }
+
+    /// Sets the guest's time-stamp counter.
+    pub(crate) fn set_tsc(&self, value: u64) -> Result<()> {
+        if self.fd.set_msrs(&tsc_msr(value)?)? != 1 {
+            return failed("KVM does not set the time-stamp counter");
+        }
+        Ok(())
+    }
+
     /// Lets the guest exit with CPUID, `laps` times; returns the ticks of its time-stamp counter for that.
     pub(crate) fn measure_exit(&mut self, laps: u64) -> Result<u64> {
         let stop = self.begin(Code::MeasureExit, |regs| regs.r14 = laps)?;
@@ -352,6 +371,12 @@ impl Vcpu {
         ring.set_producer_tail(tail);
         Ok(Flooded { stop, tail, full: regs.r13 })
     }
+}
+
+fn tsc_msr(data: u64) -> Result<Msrs> {
+    const IA32_TSC: u32 = 0x10;
+    let msr = kvm_msr_entry { index: IA32_TSC, data, ..Default::default() };
+    Msrs::from_entries(&[msr]).map_err(|e| format!("{e:?}").into())
 }
 
 fn set_hypercall(regs: &mut kvm_regs, rax: u64, [rbx, rcx, rdx, rsi]: [u64; 4]) {

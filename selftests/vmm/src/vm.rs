@@ -180,6 +180,11 @@ impl Vm {
         self.known.stats("kvm_dlh")
     }
 
+    /// What the module counted for each operation.
+    pub(crate) fn operations(&self) -> Result<String> {
+        self.known.operations()
+    }
+
     /// What the module says of the VM, for the reader of a failure.
     pub(crate) fn describe(&self) -> String {
         format!("rings: {:?}\nstatistics: {:?}", self.known.rings(), self.stats())

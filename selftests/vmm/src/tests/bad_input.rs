@@ -16,6 +16,7 @@ const SETUP: u64 = Function::RingSetup as u64;
 const TEARDOWN: u64 = Function::RingTeardown as u64;
 const KICK: u64 = Function::Kick as u64;
 const CALL: u64 = Function::Call as u64;
+const CALLS: u64 = Function::Calls as u64;
 /// A hypercall with its function and three arguments.
 type Registers = [u64; 4];
 
@@ -75,6 +76,16 @@ pub(super) fn cases() -> Vec<Case> {
             let registers =
                 [1 << 16, 1 << 31, 1 << 32, 1 << 63, u64::MAX, (1 << 16) | u64::from(UNKNOWN.op.0)];
             refuse_all(Error::Argument, registers.map(|rcx| [CALL, rcx, 0, 0]).to_vec())
+        }),
+        Case::new("arrays of calls", || {
+            let at = BASE + 0x20;
+            let edge = BASE + (4 << 20) - 64;
+            refuse_all(Error::Argument, [1, 1 << 63].map(|rsi| [CALLS, at, 1, rsi]).to_vec())?;
+            refuse_all(Error::Size, [0, 513, 1 << 32].map(|n| [CALLS, at, n, 0]).to_vec())?;
+            refuse_all(Error::Align, [1, 8, 16].map(|off| [CALLS, at + off, 1, 0]).to_vec())?;
+            let outside =
+                [[0x7000_0000, 1], [edge, 3], [BASE - 32, 2], [u64::MAX - 31, 1], [1 << 52, 1]];
+            refuse_all(Error::Memory, outside.map(|[gpa, n]| [CALLS, gpa, n, 0]).to_vec())
         }),
         Case::new("unknown operations of CALL", || {
             let operations = [UNKNOWN.op.0.into(), 0x7fff, 0xffff];

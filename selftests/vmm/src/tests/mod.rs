@@ -4,6 +4,9 @@
 
 pub(crate) mod aftermath;
 mod bad_input;
+mod birth;
+mod budget;
+mod calls;
 pub(crate) mod discovery;
 pub(crate) mod free_pages;
 pub(crate) mod machinery;
@@ -41,6 +44,18 @@ pub(crate) enum Subject {
     BadInput,
     /// Rings that are used as they should be.
     Ring,
+    /// The queue of a VM, from its beginning.
+    Birth,
+    /// Arrays of calls, events, and their order; with ksm_bridge.ko.
+    Calls,
+    /// Drains whose time is up: the module is inserted with budget_us=1.
+    ShortBudget,
+    /// Entries that wait for an exit, on a host whose last CPU has no timer tick.
+    Tickless {
+        /// The module's max_defer_us.
+        #[arg(long = "defer-us")]
+        defer_us: u64,
+    },
     /// Rings whose memory says what no guest should write.
     Malformed,
     /// The operation FREE_PAGES, of ksm_bridge.ko.
@@ -66,6 +81,10 @@ impl Subject {
             Subject::Machinery => machinery::cases(),
             Subject::BadInput => bad_input::cases(),
             Subject::Ring => ring::cases(),
+            Subject::Birth => birth::cases(),
+            Subject::Calls => calls::cases(),
+            Subject::ShortBudget => budget::short_cases(),
+            Subject::Tickless { defer_us } => budget::tickless_cases(defer_us),
             Subject::Malformed => malformed::cases(),
             Subject::FreePages => free_pages::cases(),
             Subject::Aftermath => aftermath::cases(),
