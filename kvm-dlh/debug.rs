@@ -38,11 +38,11 @@ impl Directory {
     /// directory of one that has ended is still there, the VM's number makes it unique. May sleep.
     pub(crate) fn name_for(vm: &Vm, serial: u64) -> Result<CString> {
         let Some(name) = vm.name() else {
-            return Ok(CString::try_from_fmt(fmt!("{}-vm{serial}", vm.pid()))?);
+            return CString::try_from_fmt(fmt!("{}-vm{serial}", vm.pid()));
         };
         if debugfs_has(NAME, &name) {
             let name = name.to_str().map_err(|_| EINVAL)?;
-            return Ok(CString::try_from_fmt(fmt!("{name}.{serial}"))?);
+            return CString::try_from_fmt(fmt!("{name}.{serial}"));
         }
         Ok(name)
     }

@@ -59,7 +59,7 @@ impl RawEntry {
     #[inline]
     pub const fn is_plain_nop(&self) -> bool {
         // Compiled into one comparison of both.
-        (self.flags as u32) << 16 | (self.op ^ Operation::NOP.0) as u32 == 0
+        ((self.flags as u32) << 16) | (self.op ^ Operation::NOP.0) as u32 == 0
     }
 
     /// Whether `status` has to be stored in the entry: a guest finds 0 where it has cleared the word.

@@ -38,8 +38,8 @@ impl<T: Tick> Ticker<T> {
         let data = Arc::as_ptr(&target).cast_mut().cast::<c_void>();
         let period = u64::try_from(period.as_nanos()).map_err(|_| EINVAL)?;
         // SAFETY: `tick` takes what `data` is, which stays until the thread has been stopped.
-        let ticker =
-            from_err_ptr(unsafe { bindings::dlh_ticker_start(Some(tick::<T>), data, period) })?;
+        let ticker = unsafe { bindings::dlh_ticker_start(Some(tick::<T>), data, period) };
+        let ticker = from_err_ptr(ticker)?;
         // INVARIANT: Just started.
         Ok(Self { ticker: NonNull::new(ticker).ok_or(ENOMEM)?, _target: target })
     }

@@ -16,14 +16,9 @@ use dlh_bindings as bindings;
 ///
 /// May sleep. `done` is called on this thread, and must not sleep.
 pub fn wait_until<T, F: Fn() -> bool>(object: &T, done: F) {
-    unsafe extern "C" fn call<F: Fn() -> bool>(done: *mut c_void) -> bool {
-        // SAFETY: The `F` below, which lives until the wait is over.
-        let done = unsafe { &*done.cast::<F>() };
-        done()
-    }
     let object = core::ptr::from_ref(object).cast_mut().cast::<c_void>();
     let data = core::ptr::from_ref(&done).cast_mut().cast::<c_void>();
-    // SAFETY: The address of the object is only compared; `data` is what `call` takes.
+    // SAFETY: The address of the object is only compared; `data` is what `call` takes, until this returns.
     unsafe { bindings::dlh_wait_until(object, Some(call::<F>), data) }
 }
 
@@ -31,4 +26,13 @@ pub fn wait_until<T, F: Fn() -> bool>(object: &T, done: F) {
 pub fn wake<T>(object: &T) {
     // SAFETY: The address is only compared.
     unsafe { bindings::dlh_wake(core::ptr::from_ref(object).cast_mut().cast()) }
+}
+
+/// # Safety
+///
+/// `done` points to an `F`.
+unsafe extern "C" fn call<F: Fn() -> bool>(done: *mut c_void) -> bool {
+    // SAFETY: By the caller's promise.
+    let done = unsafe { &*done.cast::<F>() };
+    done()
 }

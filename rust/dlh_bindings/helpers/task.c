@@ -39,8 +39,8 @@ void dlh_wait_until(void *object, bool (*done)(void *data), void *data)
 {
 	might_sleep();
 	if (!done(data))
-		___wait_var_event(object, done(data), TASK_UNINTERRUPTIBLE | TASK_FREEZABLE, 0, 0,
-				  schedule());
+		___wait_var_event(object, done(data), (TASK_UNINTERRUPTIBLE | TASK_FREEZABLE), 0,
+				  0, schedule());
 }
 
 void dlh_wake(void *object)

@@ -40,7 +40,8 @@ fn write_array(vm: &Vm, calls: &[RawEntry]) -> Result<()> {
     let (memory, offset) = vm.memory_at(ARRAY)?;
     for (index, raw) in calls.iter().enumerate() {
         let at = offset + index * RawEntry::BYTES;
-        let second = u64::from(raw.op) | u64::from(raw.flags) << 16 | u64::from(raw.time()) << 32;
+        let second =
+            u64::from(raw.op) | (u64::from(raw.flags) << 16) | (u64::from(raw.time()) << 32);
         for (place, word) in [raw.tag, second, raw.arg[0], raw.arg[1]].into_iter().enumerate() {
             memory.word(at + place * 8).store(word, Ordering::SeqCst);
         }
