@@ -118,14 +118,15 @@ impl Host {
             GFP_KERNEL,
         )?;
         let published = Published::new(host.clone())?;
-        let hooks = Hooks::attach(host.clone())?;
-        if !max_defer.is_zero() && timer_tick().is_none_or(|tick| max_defer < tick) {
-            // At one look it is new, at the next one thread is made to exit, at the third all are: within
-            // three periods, and a fourth for what the kernel adds.
-            let period = Delta::from_nanos(max_defer.as_nanos() / 4);
-            *host.ticker.lock() = Some(Ticker::start(host.clone(), period)?);
+        let mut running = Running { hooks: None, published: Some(published), host };
+        match running.attach(max_defer) {
+            Ok(()) => Ok(running),
+            Err(e) => {
+                // VMs may have come by already.
+                running.stop();
+                Err(e)
+            }
         }
-        Ok(Running { hooks: Some(hooks), published: Some(published), host })
     }
 
     /// What a drain may do before the vCPU goes on.
@@ -248,6 +249,18 @@ impl Host {
 }
 
 impl Running {
+    fn attach(&mut self, max_defer: Delta) -> Result<(), StartError> {
+        let host = &self.host;
+        self.hooks = Some(Hooks::attach(host.clone())?);
+        if !max_defer.is_zero() && timer_tick().is_none_or(|tick| max_defer < tick) {
+            // At one look it is new, at the next one thread is made to exit, at the third all are: within
+            // three periods, and a fourth for what the kernel adds.
+            let period = Delta::from_nanos(max_defer.as_nanos() / 4);
+            *host.ticker.lock() = Some(Ticker::start(host.clone(), period)?);
+        }
+        Ok(())
+    }
+
     /// Takes the module out of KVM: on return nothing of it runs, or will. May sleep.
     pub(crate) fn stop(&mut self) {
         let host = &self.host;

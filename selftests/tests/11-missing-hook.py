@@ -28,7 +28,7 @@ def hooked() -> str:
     return (TRACING / "enabled_functions").read_text()
 
 
-ktap.plan(9)
+ktap.plan(11)
 before = hooked()
 refused = run("insmod", BUILD / "modules-missing_hook/kvm_dlh.ko")
 ktap.ok(refused.returncode != 0, "the module is refused", refused.stderr)
@@ -37,6 +37,14 @@ ktap.ok("____kvm_emulate_hypercall_is_missing is missing" in log()[0], "which na
 ktap.equal(hooked(), before, "no function stays hooked")
 ktap.ok(not Path("/sys/module/kvm_dlh").exists(), "the module is gone")
 ktap.ok(not Path("/sys/kernel/debug/kvm_dlh").exists(), "its directory is gone")
+
+# VMs that are made while some of the hooks are there meet a module that is about to go.
+herds = subprocess.Popen(["bash", "-c", f"while :; do {BUILD}/bin/dlh-vmm herd 1 </dev/null; done"], stdout=subprocess.DEVNULL)
+refusals = [run("insmod", BUILD / "modules-missing_hook/kvm_dlh.ko").returncode for _ in range(8)]
+ktap.ok(all(refusals), "it is refused while VMs come and go", refusals)
+herds.kill()
+herds.wait()
+ktap.equal(hooked(), before, "no function stays hooked then either")
 
 ktap.equal(run("insmod", BUILD / "modules/kvm_dlh.ko").returncode, 0, "the real module goes in afterwards")
 ktap.ok("____kvm_emulate_hypercall" in hooked(), "and hooks the function", hooked())
