@@ -32,7 +32,7 @@ struct kvm_dlh_token {
 /**
  * struct kvm_dlh_ops - one deferrable operation
  * @version:	KVM_DLH_OPS_VERSION
- * @number:	operation number, 1 to KVM_DLH_MAX_OPS - 1, not in use
+ * @number:	operation number, 1 to KVM_DLH_MAX_OPS - 1, not in use and not built in (uapi header)
  * @feature:	KVM_DLH_F_* bits to show to guests while this is registered
  * @owner:	THIS_MODULE
  * @attach:	first call of this operation in a VM: makes the VM's context. May sleep; on a thread of

@@ -19,7 +19,7 @@ use core::{
     sync::atomic::{AtomicPtr, Ordering},
 };
 
-use dlh_abi::{Call, Error as CallError, Status};
+use dlh_abi::{Call, Error as CallError, Operation, Status};
 use dlh_bindings as bindings;
 use kernel::{
     new_mutex,
@@ -139,6 +139,10 @@ impl<F: Feed> Registry<F> {
             return Err(EINVAL);
         }
         let slot = self.slots.get(number).ok_or(EINVAL)?;
+        // Built in, and never looked up here.
+        if number == usize::from(Operation::TRACE.0) {
+            return Err(EBUSY);
+        }
         let _changes = self.changes.lock();
         if !slot.load(Ordering::Relaxed).is_null() {
             return Err(EBUSY);
