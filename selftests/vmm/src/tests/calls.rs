@@ -29,6 +29,7 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("a call leaves its array alone but for the status", untouched),
         Case::new("an event of the guest is in the host's trace", traced),
         Case::new("an event's time is right across a wrap of its lower half", time_wraps),
+        Case::new("an event before the beginning of time", impossible_time),
         Case::new("nobody looks at the trace", not_traced),
         Case::new("CALL and CALLS come after what is in the ring", order),
         Case::new("statistics for each operation", by_operation),
@@ -243,6 +244,20 @@ fn time_wraps() -> CaseResult {
     let events = trace.events()?;
     check_eq!(events.len(), 1, "events");
     check_eq!(events[0].tsc, event, "time of the event");
+    Ok(Verdict::Pass)
+}
+
+fn impossible_time() -> CaseResult {
+    let mut vm = Vm::new(VmConfig::default())?;
+    let mut ring = Ring::set_up(&mut vm, 0, BASE, 64, 0)?;
+    let trace = Trace::begin()?;
+    // The counter has only just begun, and the event claims to be before that.
+    vm.vcpus[0].set_tsc(0)?;
+    place(&mut ring, [1, 2], u32::MAX)?;
+    ring.publish();
+    vm.vcpus[0].exit(Exit::Cpuid)?;
+    check_eq!((ring.done(), ring.status(0)), (1, 0), "done and status");
+    check_eq!(trace.events()?.len(), 1, "events");
     Ok(Verdict::Pass)
 }
 
