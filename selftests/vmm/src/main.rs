@@ -6,6 +6,7 @@
 
 mod boot;
 mod guest;
+mod hyperv;
 mod ktap;
 mod measure;
 mod memory;
@@ -53,15 +54,15 @@ enum Command {
 fn main() -> ExitCode {
     let good = match Arguments::parse().command {
         Command::Ktap { only, subject } => ktap::run(subject.cases(), &only),
-        Command::Measure { batch, laps } => match batch
-            .map_or_else(measure::measure, |batch| measure::repeat(batch, laps))
-        {
-            Ok(()) => true,
-            Err(error) => {
-                eprintln!("dlh-vmm: {error}");
-                false
+        Command::Measure { batch, laps } => {
+            match batch.map_or_else(measure::measure, |batch| measure::repeat(batch, laps)) {
+                Ok(()) => true,
+                Err(error) => {
+                    eprintln!("dlh-vmm: {error}");
+                    false
+                }
             }
-        },
+        }
         Command::Flood => match tests::races::flood_forever() {
             Ok(()) => true,
             Err(error) => {

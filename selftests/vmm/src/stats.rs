@@ -104,8 +104,8 @@ pub(crate) fn directories(module: &str, pid: u32) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Exits of the VM with this descriptor, as KVM counts them.
-pub(crate) fn kvm_exits(fd: i32) -> Result<u64> {
-    let path = format!("{DEBUGFS}/kvm/{}-{fd}/exits", std::process::id());
+/// What KVM itself counts of the VM with this descriptor, all its vCPUs together.
+pub(crate) fn kvm_count(fd: i32, name: &str) -> Result<u64> {
+    let path = format!("{DEBUGFS}/kvm/{}-{fd}/{name}", std::process::id());
     Ok(fs::read_to_string(path)?.trim().parse()?)
 }

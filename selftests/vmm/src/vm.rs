@@ -2,14 +2,19 @@
 
 //! A VM with exactly the memory and vCPUs a test asks for.
 
+use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 use dlh_abi::Function;
-use kvm_bindings::{kvm_userspace_memory_region, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY};
+use kvm_bindings::{
+    kvm_enable_cap, kvm_userspace_memory_region, kvm_xen_hvm_config, KVM_CAP_SPLIT_IRQCHIP,
+    KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL,
+};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
 use crate::boot;
+use crate::hyperv;
 use crate::ktap::{failed, Result};
 use crate::memory::{Backing, Mapping, PAGE};
 use crate::stats::{Known, Stats};
@@ -18,19 +23,31 @@ use crate::vcpu::Vcpu;
 /// Where tests put their first memory region, clear of the VM's own low memory.
 pub(crate) const BASE: u64 = 0x1000_0000;
 
+/// Which interrupt controllers KVM emulates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Irqchip {
+    /// None: a halted vCPU returns to the VMM.
+    Vmm,
+    /// The local ones; a halted vCPU waits in the kernel.
+    Split,
+    /// All; a halted vCPU waits in the kernel.
+    Kernel,
+}
+
 /// What a VM is to be like.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct VmConfig {
     pub(crate) vcpus: usize,
-    /// Whether KVM emulates the interrupt controllers; a halted vCPU then waits in the kernel.
-    pub(crate) irqchip: bool,
+    pub(crate) irqchip: Irqchip,
+    /// Whether CPUID says that there is Hyper-V, and KVM behind it.
+    pub(crate) hyperv: bool,
     /// Bytes of ordinary memory at [`BASE`]; more can be added later.
     pub(crate) memory: usize,
 }
 
 impl Default for VmConfig {
     fn default() -> Self {
-        Self { vcpus: 1, irqchip: false, memory: 4 << 20 }
+        Self { vcpus: 1, irqchip: Irqchip::Vmm, hyperv: false, memory: 4 << 20 }
     }
 }
 
@@ -65,8 +82,18 @@ impl Vm {
         let kvm = Kvm::new()?;
         let fd = kvm.create_vm()?;
         fd.set_tss_address(0xfffb_d000)?;
-        if config.irqchip {
-            fd.create_irq_chip()?;
+        match config.irqchip {
+            Irqchip::Vmm => (),
+            Irqchip::Split => {
+                // As many routes as the chip of the VMM would have pins.
+                let args = [24, 0, 0, 0];
+                fd.enable_cap(&kvm_enable_cap {
+                    cap: KVM_CAP_SPLIT_IRQCHIP,
+                    args,
+                    ..Default::default()
+                })?;
+            }
+            Irqchip::Kernel => fd.create_irq_chip()?,
         }
         let low_memory = Arc::new(Mapping::new(Backing::Anonymous, boot::LOW_MEMORY)?);
         boot::write_low_memory(&low_memory);
@@ -76,7 +103,11 @@ impl Vm {
         if config.memory != 0 {
             vm.add_memory(BASE, Mapping::new(Backing::Anonymous, config.memory)?)?;
         }
-        let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
+        let cpuid = if config.hyperv {
+            hyperv::cpuid(&kvm)?
+        } else {
+            kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?
+        };
         for index in 0..config.vcpus {
             let vcpu = vm.fd.create_vcpu(index as u64)?;
             vcpu.set_cpuid2(&cpuid)?;
@@ -142,6 +173,25 @@ impl Vm {
         Ok(true)
     }
 
+    /// Has KVM take all hypercalls for Xen's, or none any more.
+    pub(crate) fn intercept_xen_hypercalls(&self, intercept: bool) -> Result<()> {
+        const KVM_XEN_HVM_CONFIG: libc::c_ulong = 0x4038_ae7a;
+        /// The register that would write Xen's hypercall page; without one there is no Xen.
+        const MSR: u32 = 0x4000_0200;
+
+        let mut config = kvm_xen_hvm_config::default();
+        if intercept {
+            (config.flags, config.msr) = (KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL, MSR);
+        }
+        // SAFETY: The ioctl reads one structure of this type.
+        let result =
+            unsafe { libc::ioctl(self.fd.as_raw_fd(), KVM_XEN_HVM_CONFIG, &raw const config) };
+        if result < 0 {
+            return Err(io::Error::last_os_error().into());
+        }
+        Ok(())
+    }
+
     /// The region with this slot.
     pub(crate) fn region(&self, slot: Slot) -> &Region {
         &self.regions[self.index(slot)]
@@ -192,7 +242,12 @@ impl Vm {
 
     /// How many exits KVM counted.
     pub(crate) fn exits(&self) -> Result<u64> {
-        crate::stats::kvm_exits(self.fd.as_raw_fd())
+        crate::stats::kvm_count(self.fd.as_raw_fd(), "exits")
+    }
+
+    /// How many vCPUs wait in the kernel for something to do.
+    pub(crate) fn blocking(&self) -> Result<u64> {
+        crate::stats::kvm_count(self.fd.as_raw_fd(), "blocking")
     }
 
     fn region_at(&self, gpa: u64) -> Result<&Region> {

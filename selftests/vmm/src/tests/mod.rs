@@ -5,6 +5,7 @@
 pub(crate) mod aftermath;
 mod bad_input;
 pub(crate) mod discovery;
+pub(crate) mod foreign;
 pub(crate) mod free_pages;
 pub(crate) mod machinery;
 pub(crate) mod malformed;
@@ -49,6 +50,8 @@ pub(crate) enum Subject {
     Aftermath,
     /// Memory, vCPUs and VMs that go away at the wrong moment.
     Races,
+    /// VMs whose hypercalls KVM takes for another hypervisor's.
+    Foreign,
     /// Modules that come and go while VMs run; none of ours is inserted at the start.
     Reload {
         /// Where the module files are.
@@ -70,6 +73,7 @@ impl Subject {
             Subject::FreePages => free_pages::cases(),
             Subject::Aftermath => aftermath::cases(),
             Subject::Races => races::cases(),
+            Subject::Foreign => foreign::cases(),
             Subject::Reload { modules } => reload::cases(modules),
         }
     }
