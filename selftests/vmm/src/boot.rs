@@ -8,11 +8,11 @@ use crate::guest::{self, Code};
 use crate::memory::{Mapping, PAGE};
 
 /// Guest-physical layout of the low memory, which belongs to the test VM itself.
-const PML4: usize = 0x1000;
+pub(crate) const PML4: usize = 0x1000;
 const PDPT: usize = 0x2000;
 /// One page directory for each of [`GIGABYTES`].
 const PAGE_DIRECTORIES: usize = 0x3000;
-const GDT: usize = 0x8000;
+pub(crate) const GDT: usize = 0x8000;
 const CODE: usize = 0x1_0000;
 /// One page for each vCPU; the stack grows down from its end.
 const STACKS: usize = 0x2_0000;

@@ -14,10 +14,14 @@ use crate::ktap::Result;
 pub(crate) const MSR_GUEST_OS_ID: u32 = 0x4000_0000;
 /// The register that says where the page with the hypercall instruction is to be.
 pub(crate) const MSR_HYPERCALL: u32 = 0x4000_0001;
+/// The register that says where the vCPU's assist page is.
+pub(crate) const MSR_ASSIST_PAGE: u32 = 0x4000_0073;
 /// A value of [`MSR_GUEST_OS_ID`], as an open source system has.
 pub(crate) const SOME_OS: u64 = 0x8100_0000_0000_0000;
-/// In [`MSR_HYPERCALL`]: the page is to be there.
-pub(crate) const HYPERCALL_ENABLE: u64 = 1;
+/// In [`MSR_HYPERCALL`] and [`MSR_ASSIST_PAGE`]: the page is to be there.
+pub(crate) const ENABLE: u64 = 1;
+/// The word of the assist page whose lowest bit lets nested guests call Hyper-V directly.
+pub(crate) const DIRECT_HYPERCALL: usize = 32;
 
 /// The leaves of a hypervisor begin here, and every [`NEXT`] from here.
 const LEAVES: u32 = 0x4000_0000;

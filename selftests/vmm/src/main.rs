@@ -12,6 +12,7 @@ mod measure;
 mod memory;
 mod ring;
 mod stats;
+mod svm;
 mod tests;
 mod thread;
 mod vcpu;

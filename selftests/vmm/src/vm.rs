@@ -3,13 +3,14 @@
 //! A VM with exactly the memory and vCPUs a test asks for.
 
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 
 use dlh_abi::Function;
 use kvm_bindings::{
-    kvm_enable_cap, kvm_userspace_memory_region, kvm_xen_hvm_config, KVM_CAP_SPLIT_IRQCHIP,
-    KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY, KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL,
+    kvm_create_guest_memfd, kvm_enable_cap, kvm_userspace_memory_region,
+    kvm_userspace_memory_region2, kvm_xen_hvm_config, KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES,
+    KVM_MEM_GUEST_MEMFD, KVM_MEM_READONLY, KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
@@ -18,6 +19,7 @@ use crate::hyperv;
 use crate::ktap::{failed, Result};
 use crate::memory::{Backing, Mapping, PAGE};
 use crate::stats::{Known, Stats};
+use crate::svm;
 use crate::vcpu::Vcpu;
 
 /// Where tests put their first memory region, clear of the VM's own low memory.
@@ -57,6 +59,16 @@ pub(crate) struct Region {
     slot: u32,
     pub(crate) gpa: u64,
     pub(crate) mapping: Arc<Mapping>,
+    _guest_memfd: Option<OwnedFd>,
+}
+
+/// What the VMM sees of a memslot of guest_memfd.
+#[derive(Debug)]
+pub(crate) enum GuestMemfd {
+    /// The file itself, of this length.
+    Mapped(usize),
+    /// Memory beside it, which the guest has for as long as it asks for no private memory.
+    Beside(Arc<Mapping>),
 }
 
 /// Names a region of a VM for as long as it is there.
@@ -72,6 +84,7 @@ pub(crate) struct Vm {
     regions: Vec<Region>,
     low_memory: Arc<Mapping>,
     next_slot: u32,
+    svm: bool,
     known: Known,
 }
 
@@ -97,17 +110,24 @@ impl Vm {
         }
         let low_memory = Arc::new(Mapping::new(Backing::Anonymous, boot::LOW_MEMORY)?);
         boot::write_low_memory(&low_memory);
-        let mut vm =
-            Self { vcpus: Vec::new(), fd, regions: Vec::new(), low_memory, next_slot: 1, known };
-        vm.set_slot(0, 0, 0, &vm.low_memory)?;
-        if config.memory != 0 {
-            vm.add_memory(BASE, Mapping::new(Backing::Anonymous, config.memory)?)?;
-        }
         let cpuid = if config.hyperv {
             hyperv::cpuid(&kvm)?
         } else {
             kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?
         };
+        let mut vm = Self {
+            vcpus: Vec::new(),
+            fd,
+            regions: Vec::new(),
+            low_memory,
+            next_slot: 1,
+            svm: svm::is_in(&cpuid),
+            known,
+        };
+        vm.set_slot(0, 0, 0, &vm.low_memory)?;
+        if config.memory != 0 {
+            vm.add_memory(BASE, Mapping::new(Backing::Anonymous, config.memory)?)?;
+        }
         for index in 0..config.vcpus {
             let vcpu = vm.fd.create_vcpu(index as u64)?;
             vcpu.set_cpuid2(&cpuid)?;
@@ -134,7 +154,41 @@ impl Vm {
         let mapping = Arc::new(mapping);
         self.set_slot(slot, gpa, if readonly { KVM_MEM_READONLY } else { 0 }, &mapping)?;
         self.next_slot += 1;
-        self.regions.push(Region { slot, gpa, mapping });
+        self.regions.push(Region { slot, gpa, mapping, _guest_memfd: None });
+        Ok(Slot(slot))
+    }
+
+    /// Gives the VM memory of a guest_memfd.
+    pub(crate) fn add_guest_memfd(&mut self, gpa: u64, seen: GuestMemfd) -> Result<Slot> {
+        const GUEST_MEMFD_FLAG_MMAP: u64 = 1;
+        const GUEST_MEMFD_FLAG_INIT_SHARED: u64 = 2;
+
+        let (len, flags) = match &seen {
+            GuestMemfd::Mapped(len) => (*len, GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED),
+            GuestMemfd::Beside(mapping) => (mapping.len(), 0),
+        };
+        let create = kvm_create_guest_memfd { size: len as u64, flags, ..Default::default() };
+        let fd = self.fd.create_guest_memfd(create)?;
+        // SAFETY: The descriptor is new, and ours.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let mapping = match seen {
+            GuestMemfd::Mapped(len) => Arc::new(Mapping::of_file(fd.try_clone()?, len)?),
+            GuestMemfd::Beside(mapping) => mapping,
+        };
+        let slot = self.next_slot;
+        let region = kvm_userspace_memory_region2 {
+            slot,
+            flags: KVM_MEM_GUEST_MEMFD,
+            guest_phys_addr: gpa,
+            memory_size: len as u64,
+            userspace_addr: mapping.address(),
+            guest_memfd: fd.as_raw_fd() as u32,
+            ..Default::default()
+        };
+        // SAFETY: As in `set_slot`.
+        unsafe { self.fd.set_user_memory_region2(region) }?;
+        self.next_slot += 1;
+        self.regions.push(Region { slot, gpa, mapping, _guest_memfd: Some(fd) });
         Ok(Slot(slot))
     }
 
@@ -190,6 +244,11 @@ impl Vm {
             return Err(io::Error::last_os_error().into());
         }
         Ok(())
+    }
+
+    /// Whether the vCPUs have SVM, so that their guests can have guests.
+    pub(crate) fn has_svm(&self) -> bool {
+        self.svm
     }
 
     /// The region with this slot.

@@ -6,7 +6,7 @@
 use dlh_abi::{Error, Function, ABI_VERSION};
 
 use super::{check_ring_works, check_vm_works};
-use crate::hyperv::{HYPERCALL_ENABLE, MSR_GUEST_OS_ID, MSR_HYPERCALL, SOME_OS};
+use crate::hyperv::{ENABLE, MSR_GUEST_OS_ID, MSR_HYPERCALL, SOME_OS};
 use crate::ktap::{check, check_eq, Case, CaseResult, Result, Verdict};
 use crate::ring::{Ring, NOP};
 use crate::vcpu::{Exit, Stop};
@@ -60,7 +60,7 @@ fn announce(vm: &mut Vm, vcpu: usize) -> Result<()> {
     const VMMCALL_RET: u32 = 0xc3d9_010f;
 
     vm.vcpus[vcpu].write_msr(MSR_GUEST_OS_ID, SOME_OS)?;
-    vm.vcpus[vcpu].write_msr(MSR_HYPERCALL, HYPERCALL_PAGE | HYPERCALL_ENABLE)?;
+    vm.vcpus[vcpu].write_msr(MSR_HYPERCALL, HYPERCALL_PAGE | ENABLE)?;
     let page = vm.vcpus[vcpu].load(HYPERCALL_PAGE)?;
     check!([VMCALL_RET, VMMCALL_RET].contains(&page), "Hyper-V's hypercall page says {page:#x}");
     Ok(())

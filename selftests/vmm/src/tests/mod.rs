@@ -7,8 +7,10 @@ mod bad_input;
 pub(crate) mod discovery;
 pub(crate) mod foreign;
 pub(crate) mod free_pages;
+mod guest_memfd;
 pub(crate) mod machinery;
 pub(crate) mod malformed;
+mod nested;
 pub(crate) mod races;
 pub(crate) mod reload;
 pub(crate) mod ring;
@@ -52,6 +54,8 @@ pub(crate) enum Subject {
     Races,
     /// VMs whose hypercalls KVM takes for another hypervisor's.
     Foreign,
+    /// Nested guests, and memory of guest_memfd.
+    Refused,
     /// Modules that come and go while VMs run; none of ours is inserted at the start.
     Reload {
         /// Where the module files are.
@@ -74,6 +78,9 @@ impl Subject {
             Subject::Aftermath => aftermath::cases(),
             Subject::Races => races::cases(),
             Subject::Foreign => foreign::cases(),
+            Subject::Refused => {
+                [nested::cases(), guest_memfd::cases()].into_iter().flatten().collect()
+            }
             Subject::Reload { modules } => reload::cases(modules),
         }
     }
