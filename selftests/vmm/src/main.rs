@@ -50,31 +50,36 @@ enum Command {
     },
     /// Keep a VM busy until killed; the races test does that.
     Flood,
+    /// Lend a VM to whoever holds the other end of standard input; the scale test does that.
+    Lend,
+    /// Make VMs and let them go, one after the other; the scale test does that.
+    Vms {
+        /// How many.
+        count: u32,
+    },
 }
 
 fn main() -> ExitCode {
-    let good = match Arguments::parse().command {
-        Command::Ktap { only, subject } => ktap::run(subject.cases(), &only),
-        Command::Measure { batch, laps } => {
-            match batch.map_or_else(measure::measure, |batch| measure::repeat(batch, laps)) {
-                Ok(()) => true,
-                Err(error) => {
-                    eprintln!("dlh-vmm: {error}");
-                    false
-                }
-            }
+    let done = match Arguments::parse().command {
+        Command::Ktap { only, subject } => {
+            return if ktap::run(subject.cases(), &only) {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            };
         }
-        Command::Flood => match tests::races::flood_forever() {
-            Ok(()) => true,
-            Err(error) => {
-                eprintln!("dlh-vmm: {error}");
-                false
-            }
-        },
+        Command::Measure { batch, laps } => {
+            batch.map_or_else(measure::measure, |batch| measure::repeat(batch, laps))
+        }
+        Command::Flood => tests::races::flood_forever(),
+        Command::Lend => tests::lent::lend(),
+        Command::Vms { count } => tests::scale::come_and_go(count),
     };
-    if good {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("dlh-vmm: {error}");
+            ExitCode::FAILURE
+        }
     }
 }

@@ -70,7 +70,7 @@ impl Known {
         Self(["kvm_dlh", "ksm_bridge"].into_iter().flat_map(list).collect())
     }
 
-    /// What kvm_dlh says of the VM's rings, for the reader of a failure.
+    /// What kvm_dlh says of the VM's rings.
     pub(crate) fn rings(&self) -> Result<String> {
         Ok(fs::read_to_string(self.directory("kvm_dlh")?.join("rings"))?)
     }
@@ -88,6 +88,19 @@ impl Known {
             _ => failed(format!("{module} has {found:?} for one VM of this process")),
         }
     }
+}
+
+/// What a module has counted for the only VM of a process.
+pub(crate) fn of_process(module: &str, pid: u32) -> Result<Stats> {
+    match &directories(module, pid)?[..] {
+        [path] => Stats::read(&path.join("stats")),
+        found => failed(format!("{module} has {found:?} for the one VM of process {pid}")),
+    }
+}
+
+/// How many VMs a module has a directory for, of all processes.
+pub(crate) fn vms(module: &str) -> Result<usize> {
+    Ok(fs::read_dir(Path::new(DEBUGFS).join(module))?.count())
 }
 
 /// The directories that a module has for VMs of a process.

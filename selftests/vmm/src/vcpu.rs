@@ -2,6 +2,8 @@
 
 //! A vCPU whose guest does one command at a time.
 
+use std::os::fd::{AsRawFd, RawFd};
+
 use dlh_abi::{Call, Function, HYPERCALL_NR};
 use kvm_bindings::{
     kvm_mp_state, kvm_regs, KVM_EXIT_XEN, KVM_MP_STATE_RUNNABLE, KVM_RUN_X86_GUEST_MODE,
@@ -105,6 +107,11 @@ impl Vcpu {
         let mut vcpu = Self { fd, index };
         vcpu.park()?;
         Ok(vcpu)
+    }
+
+    /// Its descriptor, to lend to another process.
+    pub(crate) fn descriptor(&self) -> RawFd {
+        self.fd.as_raw_fd()
     }
 
     /// Abandons whatever the vCPU is doing and waits in the server loop for the next command.

@@ -3,7 +3,7 @@
 //! A VM with exactly the memory and vCPUs a test asks for.
 
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use dlh_abi::Function;
@@ -287,6 +287,16 @@ impl Vm {
     /// What the module counted for this VM.
     pub(crate) fn stats(&self) -> Result<Stats> {
         self.known.stats("kvm_dlh")
+    }
+
+    /// What the module says of the VM's rings, one line a ring.
+    pub(crate) fn rings(&self) -> Result<String> {
+        self.known.rings()
+    }
+
+    /// Its descriptor, to lend to another process.
+    pub(crate) fn descriptor(&self) -> RawFd {
+        self.fd.as_raw_fd()
     }
 
     /// What the module says of the VM, for the reader of a failure.

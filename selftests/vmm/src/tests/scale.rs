@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Very many of everything, and nothing left of it afterwards.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use dlh_abi::{Error, Function};
+
+use super::check_vm_works;
+use crate::ktap::{check, check_eq, failed, Case, CaseResult, Result, Verdict};
+use crate::memory::PAGE;
+use crate::ring::{Ring, NOP};
+use crate::stats;
+use crate::thread::wait_until;
+use crate::vcpu::{Exit, Stop};
+use crate::vm::{Vm, VmConfig, BASE};
+
+const KICK: u64 = Function::Kick as u64;
+const TEARDOWN: u64 = Function::RingTeardown as u64;
+
+/// vCPUs of the large VM.
+const VCPUS: usize = 512;
+/// Processes that make VMs at the same time: KVM, and the module, mostly wait for RCU.
+const PROCESSES: u32 = 32;
+/// VMs each of them makes before anything is counted, and after that.
+const FIRST: u32 = 10;
+const MORE: u32 = 90;
+
+pub(super) fn cases() -> Vec<Case> {
+    vec![
+        Case::new("512 vCPUs with a ring each", many_vcpus),
+        Case::new("3,200 VMs leave nothing behind", many_vms),
+    ]
+}
+
+fn many_vcpus() -> CaseResult {
+    let mut vm = Vm::new(VmConfig { vcpus: VCPUS, ..VmConfig::default() })?;
+    let before = vm.stats()?;
+    let mut rings = Vec::new();
+    for index in 0..VCPUS {
+        let ring = Ring::set_up(&mut vm, index, BASE + (index * PAGE) as u64, 64, !(index as u32))?;
+        check_eq!(ring.id(), index as u64, "id of a ring");
+        rings.push(ring);
+    }
+    check_eq!(vm.rings()?.lines().count(), VCPUS, "rings of the VM");
+
+    // All on one thread, one after the other, then each on its own, all at once.
+    for (vcpu, ring) in vm.vcpus.iter_mut().zip(&mut rings) {
+        for exit in [Exit::Cpuid, Exit::Pio] {
+            ring.stage(&NOP)?;
+            let published = vcpu.publish(ring, 0, exit)?;
+            check_eq!(published.done, ring.tail(), "done as a guest sees it after {exit:?}");
+        }
+    }
+    std::thread::scope(|scope| {
+        let start = |(vcpu, ring)| {
+            let (vcpu, ring): (&mut crate::vcpu::Vcpu, &mut Ring) = (vcpu, ring);
+            std::thread::Builder::new().stack_size(128 << 10).spawn_scoped(scope, move || {
+                let flooded = vcpu.flood(ring, &NOP, 200, |_| true)?;
+                check_eq!(flooded.stop, Stop::Done, "how a flood ended");
+                check_eq!(ring.done(), ring.tail(), "done when a flood was over");
+                Ok(())
+            })
+        };
+        let workers = vm.vcpus.iter_mut().zip(&mut rings).map(start).collect::<Vec<_>>();
+        workers.into_iter().try_for_each(|worker| -> Result<()> {
+            worker?.join().map_err(|_| "a vCPU thread panicked")?
+        })
+    })?;
+    let after = vm.stats()?;
+    check_eq!(after.since(&before, "executed")?, 202 * VCPUS as u64, "entries executed");
+    after.check_law()?;
+
+    for (index, ring) in rings.iter_mut().enumerate() {
+        ring.push(&NOP, 3)?;
+        check_eq!(vm.hypercall(VCPUS / 2, KICK, ring.id(), 0, 0)?, 0, "KICK of ring {index}");
+        check_eq!(ring.done(), ring.tail(), "done of ring {index} after KICK");
+    }
+    // By its own vCPU or by the last one.
+    for (index, ring) in rings.iter_mut().enumerate() {
+        let caller = if index % 2 == 0 { index } else { VCPUS - 1 };
+        check_eq!(vm.hypercall(caller, TEARDOWN, ring.id(), 0, 0)?, 0, "RING_TEARDOWN of {index}");
+        ring.push(&NOP, 1)?;
+    }
+    for (index, ring) in rings.iter().enumerate() {
+        let rax = vm.hypercall(index, KICK, ring.id(), 0, 0)?;
+        check_eq!(rax, Error::NoRing.to_rax(), "KICK of ring {index} after RING_TEARDOWN");
+        check_eq!(ring.done().wrapping_add(1), ring.tail(), "done of ring {index}");
+    }
+    check_eq!(vm.rings()?, "", "rings of the VM");
+    let after = vm.stats()?;
+    check_eq!(after.since(&before, "executed")?, 205 * VCPUS as u64, "entries executed");
+    check_eq!(after.since(&before, "rings_set_up")?, VCPUS as u64, "rings_set_up");
+    after.check_law()?;
+    check_vm_works(&mut vm)?;
+    Ok(Verdict::Pass)
+}
+
+/// What a process that [`many_vms`] starts does: it makes VMs, each with a ring, and lets them go, some with
+/// work to do, some without, some without the ring.
+pub(crate) fn come_and_go(count: u32) -> Result<()> {
+    for made in 0..count {
+        let mut vm = Vm::new(VmConfig { memory: 16 * PAGE, ..VmConfig::default() })?;
+        let mut ring = Ring::set_up(&mut vm, 0, BASE, 64, made)?;
+        ring.push(&NOP, 3)?;
+        match made % 4 {
+            0 => vm.vcpus[0].exit(Exit::Pio)?,
+            1 => vm.vcpus[0].exit(Exit::Cpuid)?,
+            2 => {
+                let rax = vm.hypercall(0, TEARDOWN, ring.id(), 0, 0)?;
+                check_eq!(rax, 0, "RING_TEARDOWN");
+            }
+            _ => continue,
+        }
+        vm.stats()?.check_law()?;
+    }
+    Ok(())
+}
+
+fn many_vms() -> CaseResult {
+    let uses = uses()?;
+    // All that is made once, or is kept for the next one, is there after this.
+    batch(FIRST)?;
+    check_nothing_left(&uses)?;
+    let before = objects()?;
+    let started = Instant::now();
+    batch(MORE)?;
+    check_nothing_left(&uses)?;
+    let made = u64::from(PROCESSES * MORE);
+    println!("# {made} VMs in {:.1} s", started.elapsed().as_secs_f64());
+    let mut grown = Vec::new();
+    for (name, count) in objects()? {
+        let growth = count.saturating_sub(before.get(&name).copied().unwrap_or(0));
+        if growth > made / 20 {
+            println!("# {growth} more objects in {name}");
+        }
+        // One object kept of each VM would be twice that.
+        if growth > made / 2 {
+            grown.push(name);
+        }
+    }
+    check!(grown.is_empty(), "{made} VMs have left objects in {grown:?}");
+    Ok(Verdict::Pass)
+}
+
+/// Has processes make VMs, `count` each, at the same time.
+fn batch(count: u32) -> Result<()> {
+    let start = || {
+        Command::new(std::env::current_exe()?)
+            .args(["vms", &count.to_string()])
+            .stdin(Stdio::null())
+            .spawn()
+    };
+    let processes = (0..PROCESSES).map(|_| start()).collect::<Vec<_>>();
+    let ended: Vec<Result<()>> = processes
+        .into_iter()
+        .map(|process| {
+            let mut process: Child = process?;
+            match process.wait()? {
+                status if status.success() => Ok(()),
+                status => failed(format!("a process that makes VMs ended with {status}")),
+            }
+        })
+        .collect();
+    ended.into_iter().collect()
+}
+
+/// How often KVM's modules and ours are used.
+fn uses() -> Result<Vec<(String, String)>> {
+    let mut uses = Vec::new();
+    for module in ["kvm", "kvm_amd", "kvm_intel", "kvm_dlh", "ksm_bridge"] {
+        if let Ok(count) = fs::read_to_string(format!("/sys/module/{module}/refcnt")) {
+            uses.push((module.to_owned(), count));
+        }
+    }
+    check!(uses.iter().any(|(name, _)| name == "kvm_dlh"), "kvm_dlh is not there: {uses:?}");
+    Ok(uses)
+}
+
+/// Checks that the modules have forgotten all VMs, and that nothing holds on to the modules.
+fn check_nothing_left(before: &Vec<(String, String)>) -> Result<()> {
+    let limit = Duration::from_secs(10);
+    for module in ["kvm_dlh", "ksm_bridge"] {
+        wait_until(limit, &format!("{module} has forgotten all VMs"), || {
+            stats::vms(module).is_ok_and(|count| count == 0)
+        })?;
+    }
+    wait_until(limit, "the modules are used as often as before", || {
+        uses().is_ok_and(|uses| uses == *before)
+    })
+}
+
+/// Objects in each of the kernel's caches, and its mappings; without what is kept for speed only.
+fn objects() -> Result<BTreeMap<String, u64>> {
+    // What is freed after an RCU grace period is freed by then.
+    std::thread::sleep(Duration::from_millis(500));
+    fs::write("/proc/sys/vm/drop_caches", "3")?;
+    std::thread::sleep(Duration::from_millis(500));
+    let mut objects = BTreeMap::new();
+    for line in fs::read_to_string("/proc/slabinfo")?.lines().skip(2) {
+        let mut words = line.split_whitespace();
+        match (words.next(), words.next().map(str::parse)) {
+            // Those of mappings that have gone stay for long; the mappings themselves are counted below.
+            (Some("vmap_area"), _) => None,
+            (Some(name), Some(Ok(count))) => objects.insert(name.to_owned(), count),
+            _ => return failed(format!("/proc/slabinfo has the line {line:?}")),
+        };
+    }
+    let mappings = fs::read_to_string("/proc/vmallocinfo")?;
+    let live = mappings.lines().filter(|line| !line.contains("unpurged")).count();
+    objects.insert("/proc/vmallocinfo".to_owned(), live as u64);
+    Ok(objects)
+}
