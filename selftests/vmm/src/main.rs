@@ -52,10 +52,12 @@ enum Command {
     Flood,
     /// Lend a VM to whoever holds the other end of standard input; the scale test does that.
     Lend,
-    /// Make VMs and let them go, one after the other; the scale test does that.
+    /// Make VMs and let them go, one after the other, and say how many; the scale test does that.
     Vms {
-        /// How many.
+        /// How many at most.
         count: u32,
+        /// For how long at most.
+        seconds: u64,
     },
 }
 
@@ -73,7 +75,7 @@ fn main() -> ExitCode {
         }
         Command::Flood => tests::races::flood_forever(),
         Command::Lend => tests::lent::lend(),
-        Command::Vms { count } => tests::scale::come_and_go(count),
+        Command::Vms { count, seconds } => tests::scale::come_and_go(count, seconds),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
