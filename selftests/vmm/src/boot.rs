@@ -8,14 +8,15 @@ use crate::guest::{self, Code};
 use crate::memory::{Mapping, PAGE};
 
 /// Guest-physical layout of the low memory, which belongs to the test VM itself.
-const PML4: usize = 0x1000;
+pub(crate) const PML4: usize = 0x1000;
 const PDPT: usize = 0x2000;
 /// One page directory for each of [`GIGABYTES`].
 const PAGE_DIRECTORIES: usize = 0x3000;
-const GDT: usize = 0x8000;
+pub(crate) const GDT: usize = 0x8000;
 const CODE: usize = 0x1_0000;
-/// One page for each vCPU; the stack grows down from its end.
+/// One page for each vCPU, in turn; the stack grows down from its end. Only what goes to user mode uses it.
 const STACKS: usize = 0x2_0000;
+const STACK_PAGES: usize = 16;
 /// Where an SMI enters with the SMBASE that a vCPU starts with.
 const SMI_ENTRY: usize = 0x3_8000;
 /// Entries that the guest is to copy into its ring: room for 65,536.
@@ -99,7 +100,7 @@ pub(crate) fn set_mode(sregs: &mut kvm_sregs) {
 pub(crate) fn registers_at_server(vcpu: usize) -> kvm_regs {
     kvm_regs {
         rip: code_address(Code::Server),
-        rsp: (STACKS + (vcpu + 1) * PAGE) as u64,
+        rsp: (STACKS + (vcpu % STACK_PAGES + 1) * PAGE) as u64,
         rflags: 2,
         ..Default::default()
     }

@@ -54,6 +54,10 @@ global_asm!(
     ".globl dlh_guest_user_hypercall",
     ".hidden dlh_guest_smi",
     ".globl dlh_guest_smi",
+    ".hidden dlh_guest_write_msr",
+    ".globl dlh_guest_write_msr",
+    ".hidden dlh_guest_vmrun",
+    ".globl dlh_guest_vmrun",
     ".hidden dlh_guest_end",
     ".globl dlh_guest_end",
     "dlh_guest_start:",
@@ -259,6 +263,18 @@ global_asm!(
     "    vmmcall",
     "    out 0xf5, al",
     "    rsm",
+    //
+    // write_msr: model-specific register ECX gets EDX:EAX.
+    "dlh_guest_write_msr:",
+    "    wrmsr",
+    "    jmp dlh_guest_server",
+    //
+    // vmrun: runs the nested guest whose VMCB is at RAX. In a nested guest this is what is intercepted:
+    // it ends there, and goes on behind the VMRUN of the guest that started it.
+    "dlh_guest_vmrun:",
+    "    vmrun rax",
+    "    stgi",
+    "    jmp dlh_guest_server",
     "dlh_guest_end:",
     ".popsection",
 );
@@ -282,6 +298,8 @@ mod label {
         pub(super) static dlh_guest_user: u8;
         pub(super) static dlh_guest_user_hypercall: u8;
         pub(super) static dlh_guest_smi: u8;
+        pub(super) static dlh_guest_write_msr: u8;
+        pub(super) static dlh_guest_vmrun: u8;
         pub(super) static dlh_guest_end: u8;
     }
 }
@@ -303,6 +321,8 @@ pub(crate) enum Code {
     User,
     UserHypercall,
     Smi,
+    WriteMsr,
+    Vmrun,
 }
 
 impl Code {
@@ -323,6 +343,8 @@ impl Code {
             Code::User => &raw const label::dlh_guest_user,
             Code::UserHypercall => &raw const label::dlh_guest_user_hypercall,
             Code::Smi => &raw const label::dlh_guest_smi,
+            Code::WriteMsr => &raw const label::dlh_guest_write_msr,
+            Code::Vmrun => &raw const label::dlh_guest_vmrun,
         };
         (address.addr() - (&raw const label::dlh_guest_start).addr()) as u64
     }

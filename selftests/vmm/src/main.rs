@@ -6,11 +6,14 @@
 
 mod boot;
 mod guest;
+mod herd;
+mod hyperv;
 mod ktap;
 mod measure;
 mod memory;
 mod ring;
 mod stats;
+mod svm;
 mod tests;
 mod thread;
 mod vcpu;
@@ -54,55 +57,39 @@ enum Command {
     },
     /// Keep a VM busy until killed; the races test does that.
     Flood,
+    /// Lend a VM to whoever holds the other end of standard input; the scale test does that.
+    Lend,
+    /// Make VMs and let them go, one after the other, and say how many; the scale test does that.
+    Vms {
+        /// How many at most.
+        count: u32,
+        /// For how long at most.
+        seconds: u64,
+    },
 }
 
 fn main() -> ExitCode {
-    let good = match Arguments::parse().command {
-        Command::Ktap { only, subject } => ktap::run(subject.cases(), &only),
+    let done = match Arguments::parse().command {
+        Command::Ktap { only, subject } => {
+            return if ktap::run(subject.cases(), &only) {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            };
+        }
         Command::Measure { batch, laps } => {
-            match batch.map_or_else(measure::measure, |batch| measure::repeat(batch, laps)) {
-                Ok(()) => true,
-                Err(error) => {
-                    eprintln!("dlh-vmm: {error}");
-                    false
-                }
-            }
+            batch.map_or_else(measure::measure, |batch| measure::repeat(batch, laps))
         }
-        Command::Herd { count } => match herd(count) {
-            Ok(()) => true,
-            Err(error) => {
-                eprintln!("dlh-vmm: {error}");
-                false
-            }
-        },
-        Command::Flood => match tests::races::flood_forever() {
-            Ok(()) => true,
-            Err(error) => {
-                eprintln!("dlh-vmm: {error}");
-                false
-            }
-        },
+        Command::Herd { count } => herd::herd(count),
+        Command::Flood => tests::races::flood_forever(),
+        Command::Lend => tests::lent::lend(),
+        Command::Vms { count, seconds } => tests::scale::come_and_go(count, seconds),
     };
-    if good {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    }
-}
-
-/// Small VMs, whose vCPU makes a call when they are made, and again for each line of the input.
-fn herd(count: usize) -> ktap::Result<()> {
-    let begin = std::time::Instant::now();
-    let config = vm::VmConfig { memory: 0, ..vm::VmConfig::default() };
-    let mut vms = (0..count).map(|_| vm::Vm::new(config)).collect::<ktap::Result<Vec<_>>>()?;
-    println!("ready {}", begin.elapsed().as_micros() as f64 / count.max(1) as f64);
-    for line in std::io::stdin().lines() {
-        line?;
-        let begin = std::time::Instant::now();
-        for vm in &mut vms {
-            vm.hypercall(0, dlh_abi::Function::Features as u64, 0, 0, 0)?;
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("dlh-vmm: {error}");
+            ExitCode::FAILURE
         }
-        println!("ready {}", begin.elapsed().as_micros() as f64 / count.max(1) as f64);
     }
-    Ok(())
 }

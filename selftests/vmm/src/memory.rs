@@ -54,6 +54,36 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// Maps `len` bytes, aligned to [`HUGE_PAGE`].
     pub(crate) fn new(backing: Backing, len: usize) -> io::Result<Self> {
+        let (flags, file) = match backing {
+            Backing::Anonymous | Backing::TransparentHuge => {
+                (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, None)
+            }
+            Backing::Hugetlb => (libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB, None),
+            Backing::SharedMemfd => (libc::MAP_SHARED, Some(memfd(len)?)),
+            Backing::PrivateMemfd => {
+                let file = memfd(len)?;
+                let page = [FILE_WORD.to_ne_bytes()[0]; PAGE];
+                for at in (0..len).step_by(PAGE) {
+                    file.write_all_at(&page, at as u64)?;
+                }
+                (libc::MAP_PRIVATE, Some(file))
+            }
+        };
+        let mapping = Self::map(len, flags, file.map(OwnedFd::from))?;
+        match backing {
+            Backing::Anonymous => mapping.advise(libc::MADV_NOHUGEPAGE)?,
+            Backing::TransparentHuge => mapping.advise(libc::MADV_HUGEPAGE)?,
+            _ => (),
+        }
+        Ok(mapping)
+    }
+
+    /// Maps the first `len` bytes of a file, shared.
+    pub(crate) fn of_file(file: OwnedFd, len: usize) -> io::Result<Self> {
+        Self::map(len, libc::MAP_SHARED, Some(file))
+    }
+
+    fn map(len: usize, flags: i32, file: Option<OwnedFd>) -> io::Result<Self> {
         assert!(len > 0 && len % PAGE == 0);
         let reserved_len = len.next_multiple_of(HUGE_PAGE) + HUGE_PAGE;
         // SAFETY: A new mapping at an address the kernel chooses touches nothing that exists.
@@ -72,23 +102,7 @@ impl Mapping {
         // SAFETY: `skip` is less than HUGE_PAGE, so it stays inside the reservation.
         let base = unsafe { reserved.add(skip) };
         // From here on an error unmaps the reservation.
-        let mut mapping = Self { reserved, reserved_len, base, len, unmapped: false, _file: None };
-
-        let (flags, file) = match backing {
-            Backing::Anonymous | Backing::TransparentHuge => {
-                (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, None)
-            }
-            Backing::Hugetlb => (libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB, None),
-            Backing::SharedMemfd => (libc::MAP_SHARED, Some(memfd(len)?)),
-            Backing::PrivateMemfd => {
-                let file = memfd(len)?;
-                let page = [FILE_WORD.to_ne_bytes()[0]; PAGE];
-                for at in (0..len).step_by(PAGE) {
-                    file.write_all_at(&page, at as u64)?;
-                }
-                (libc::MAP_PRIVATE, Some(file))
-            }
-        };
+        let mapping = Self { reserved, reserved_len, base, len, unmapped: false, _file: file };
         // SAFETY: Replaces a part of the reservation, which nobody uses yet.
         let mapped = unsafe {
             libc::mmap(
@@ -96,17 +110,11 @@ impl Mapping {
                 len,
                 libc::PROT_READ | libc::PROT_WRITE,
                 flags | libc::MAP_FIXED,
-                file.as_ref().map_or(-1, |file| file.as_raw_fd()),
+                mapping._file.as_ref().map_or(-1, |file| file.as_raw_fd()),
                 0,
             )
         };
         checked_address(mapped)?;
-        mapping._file = file.map(OwnedFd::from);
-        match backing {
-            Backing::Anonymous => mapping.advise(libc::MADV_NOHUGEPAGE)?,
-            Backing::TransparentHuge => mapping.advise(libc::MADV_HUGEPAGE)?,
-            _ => (),
-        }
         Ok(mapping)
     }
 

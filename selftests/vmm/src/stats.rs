@@ -58,19 +58,45 @@ impl Stats {
     }
 }
 
-/// The directories that modules had for this process before a VM was made: the new one is the VM's.
+/// The directories that modules had for this process before a VM was made: the new one is the VM's. That
+/// of kvm_dlh is known by its name: one of a VM that has just ended may be there, and go meanwhile.
 #[derive(Debug)]
-pub(crate) struct Known(Vec<PathBuf>);
+pub(crate) struct Known {
+    before: Vec<PathBuf>,
+    descriptor: i32,
+}
 
 impl Known {
     /// To be called before the VM is made.
     pub(crate) fn now() -> Self {
         let pid = std::process::id();
         let list = |module| directories(module, pid).unwrap_or_default();
-        Self(["kvm_dlh", "ksm_bridge"].into_iter().flat_map(list).collect())
+        let before = ["kvm_dlh", "ksm_bridge"].into_iter().flat_map(list).collect();
+        Self { before, descriptor: -1 }
     }
 
-    /// What kvm_dlh says of the VM's rings, for the reader of a failure.
+    /// The VM that has been made since has this descriptor.
+    pub(crate) fn vm_is(&mut self, descriptor: i32) {
+        self.descriptor = descriptor;
+    }
+
+    /// As KVM calls its own, `<pid>-<fd>`; with the module's number of the VM where that was taken.
+    fn directory_by_name(&self) -> Result<Option<PathBuf>> {
+        let pid = std::process::id();
+        let name = format!("{pid}-{}", self.descriptor);
+        let number = |path: &PathBuf| -> Option<i64> {
+            let rest = path.file_name()?.to_str()?.strip_prefix(&name)?;
+            if rest.is_empty() {
+                Some(-1)
+            } else {
+                rest.strip_prefix('.')?.parse().ok()
+            }
+        };
+        let found = directories("kvm_dlh", pid)?;
+        Ok(found.into_iter().filter(|path| number(path).is_some()).max_by_key(number))
+    }
+
+    /// What kvm_dlh says of the VM's rings.
     pub(crate) fn rings(&self) -> Result<String> {
         Ok(fs::read_to_string(self.directory("kvm_dlh")?.join("rings"))?)
     }
@@ -86,13 +112,31 @@ impl Known {
     }
 
     fn directory(&self, module: &str) -> Result<PathBuf> {
+        if module == "kvm_dlh" {
+            if let Some(path) = self.directory_by_name()? {
+                return Ok(path);
+            }
+        }
         let mut found = directories(module, std::process::id())?;
-        found.retain(|path| !self.0.contains(path));
+        found.retain(|path| !self.before.contains(path));
         match &found[..] {
             [path] => Ok(path.clone()),
             _ => failed(format!("{module} has {found:?} for one VM of this process")),
         }
     }
+}
+
+/// What a module has counted for the only VM of a process.
+pub(crate) fn of_process(module: &str, pid: u32) -> Result<Stats> {
+    match &directories(module, pid)?[..] {
+        [path] => Stats::read(&path.join("stats")),
+        found => failed(format!("{module} has {found:?} for the one VM of process {pid}")),
+    }
+}
+
+/// How many VMs a module has a directory for, of all processes.
+pub(crate) fn vms(module: &str) -> Result<usize> {
+    Ok(fs::read_dir(Path::new(DEBUGFS).join(module))?.count())
 }
 
 /// The directories that a module has for VMs of a process.
@@ -109,8 +153,8 @@ pub(crate) fn directories(module: &str, pid: u32) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Exits of the VM with this descriptor, as KVM counts them.
-pub(crate) fn kvm_exits(fd: i32) -> Result<u64> {
-    let path = format!("{DEBUGFS}/kvm/{}-{fd}/exits", std::process::id());
+/// What KVM itself counts of the VM with this descriptor, all its vCPUs together.
+pub(crate) fn kvm_count(fd: i32, name: &str) -> Result<u64> {
+    let path = format!("{DEBUGFS}/kvm/{}-{fd}/{name}", std::process::id());
     Ok(fs::read_to_string(path)?.trim().parse()?)
 }

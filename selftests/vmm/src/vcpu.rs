@@ -2,9 +2,12 @@
 
 //! A vCPU whose guest does one command at a time.
 
+use std::os::fd::{AsRawFd, RawFd};
+
 use dlh_abi::{Call, Function, HYPERCALL_NR};
 use kvm_bindings::{
-    kvm_mp_state, kvm_msr_entry, kvm_regs, Msrs, KVM_MP_STATE_RUNNABLE, KVM_RUN_X86_SMM,
+    kvm_mp_state, kvm_msr_entry, kvm_regs, Msrs, KVM_EXIT_XEN, KVM_MP_STATE_RUNNABLE,
+    KVM_RUN_X86_GUEST_MODE, KVM_RUN_X86_SMM,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
@@ -25,6 +28,10 @@ pub(crate) enum Stop {
     Mmio {
         address: u64,
         write: bool,
+    },
+    /// A hypercall that KVM takes for one of Xen's, which the VMM is to answer.
+    Xen {
+        number: u64,
     },
     /// A signal, or an immediate exit.
     Interrupted,
@@ -102,6 +109,11 @@ impl Vcpu {
         Ok(vcpu)
     }
 
+    /// Its descriptor, to lend to another process.
+    pub(crate) fn descriptor(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
     /// Abandons whatever the vCPU is doing and waits in the server loop for the next command.
     pub(crate) fn park(&mut self) -> Result<()> {
         // Lets KVM complete the instruction that an exit interrupted, before it is abandoned.
@@ -137,6 +149,11 @@ impl Vcpu {
                 Stop::Mmio { address, write: false }
             }
             Ok(VcpuExit::MmioWrite(address, _)) => Stop::Mmio { address, write: true },
+            Ok(VcpuExit::Unsupported(KVM_EXIT_XEN)) => {
+                // SAFETY: After this exit the union holds a hypercall of Xen's, the only kind there is.
+                let call = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.xen.u.hcall };
+                Stop::Xen { number: call.input }
+            }
             Ok(VcpuExit::Intr) => Stop::Interrupted,
             Ok(exit) => {
                 let exit = format!("{exit:?}");
@@ -179,6 +196,48 @@ impl Vcpu {
     /// A DLH hypercall; returns RAX.
     pub(crate) fn hypercall(&mut self, function: u64, rcx: u64, rdx: u64, rsi: u64) -> Result<i64> {
         self.raw_hypercall(HYPERCALL_NR, [function, rcx, rdx, rsi])
+    }
+
+    /// A DLH hypercall that the VMM must answer as it would one of Xen's; returns RAX.
+    pub(crate) fn xen_hypercall(&mut self, arguments: [u64; 4], answer: u64) -> Result<i64> {
+        let stop = self.begin_hypercall(arguments)?;
+        if stop != (Stop::Xen { number: HYPERCALL_NR }) {
+            return failed(format!("a hypercall stopped with {stop:?}, not as one of Xen's"));
+        }
+        self.finish_xen_hypercall(answer)
+    }
+
+    /// Answers what stopped with [`Stop::Xen`]; returns RAX.
+    pub(crate) fn finish_xen_hypercall(&mut self, answer: u64) -> Result<i64> {
+        // KVM passes it on at the next KVM_RUN.
+        self.fd.get_kvm_run().__bindgen_anon_1.xen.u.hcall.result = answer;
+        let stop = self.resume()?;
+        Ok(self.finish(stop)?.rax as i64)
+    }
+
+    /// A DLH hypercall up to the first stop.
+    pub(crate) fn begin_hypercall(&mut self, arguments: [u64; 4]) -> Result<Stop> {
+        self.begin(Code::Hypercall, |regs| set_hypercall(regs, HYPERCALL_NR, arguments))
+    }
+
+    /// Has the guest write a model-specific register; one that it does not have ends the guest.
+    pub(crate) fn write_msr(&mut self, register: u32, value: u64) -> Result<()> {
+        let stop = self.begin(Code::WriteMsr, |regs| {
+            (regs.rcx, regs.rax, regs.rdx) = (register.into(), value & 0xffff_ffff, value >> 32);
+        })?;
+        self.finish(stop).map(drop)
+    }
+
+    /// Whether the guest that runs is a nested one.
+    pub(crate) fn is_nested(&mut self) -> bool {
+        u32::from(self.fd.get_kvm_run().flags) & KVM_RUN_X86_GUEST_MODE != 0
+    }
+
+    /// Has the guest run the nested guest of the VMCB at `vmcb`, which takes the commands from then on;
+    /// or, if that is who runs, has it end.
+    pub(crate) fn vmrun(&mut self, vmcb: u64) -> Result<()> {
+        let stop = self.begin(Code::Vmrun, |regs| regs.rax = vmcb)?;
+        self.finish(stop).map(drop)
     }
 
     /// A DLH hypercall at privilege level 3.

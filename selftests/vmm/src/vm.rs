@@ -2,35 +2,54 @@
 
 //! A VM with exactly the memory and vCPUs a test asks for.
 
-use std::os::fd::AsRawFd;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use dlh_abi::Function;
-use kvm_bindings::{kvm_userspace_memory_region, KVM_MAX_CPUID_ENTRIES, KVM_MEM_READONLY};
+use kvm_bindings::{
+    kvm_create_guest_memfd, kvm_enable_cap, kvm_userspace_memory_region,
+    kvm_userspace_memory_region2, kvm_xen_hvm_config, KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES,
+    KVM_MEM_GUEST_MEMFD, KVM_MEM_READONLY, KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL,
+};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 
 use crate::boot;
+use crate::hyperv;
 use crate::ktap::{failed, Result};
 use crate::memory::{Backing, Mapping, PAGE};
 use crate::stats::{Known, Stats};
+use crate::svm;
 use crate::vcpu::Vcpu;
 
 /// Where tests put their first memory region, clear of the VM's own low memory.
 pub(crate) const BASE: u64 = 0x1000_0000;
 
+/// Which interrupt controllers KVM emulates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Irqchip {
+    /// None: a halted vCPU returns to the VMM.
+    Vmm,
+    /// The local ones; a halted vCPU waits in the kernel.
+    Split,
+    /// All; a halted vCPU waits in the kernel.
+    Kernel,
+}
+
 /// What a VM is to be like.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct VmConfig {
     pub(crate) vcpus: usize,
-    /// Whether KVM emulates the interrupt controllers; a halted vCPU then waits in the kernel.
-    pub(crate) irqchip: bool,
+    pub(crate) irqchip: Irqchip,
+    /// Whether CPUID says that there is Hyper-V, and KVM behind it.
+    pub(crate) hyperv: bool,
     /// Bytes of ordinary memory at [`BASE`]; more can be added later.
     pub(crate) memory: usize,
 }
 
 impl Default for VmConfig {
     fn default() -> Self {
-        Self { vcpus: 1, irqchip: false, memory: 4 << 20 }
+        Self { vcpus: 1, irqchip: Irqchip::Vmm, hyperv: false, memory: 4 << 20 }
     }
 }
 
@@ -40,6 +59,16 @@ pub(crate) struct Region {
     slot: u32,
     pub(crate) gpa: u64,
     pub(crate) mapping: Arc<Mapping>,
+    _guest_memfd: Option<OwnedFd>,
+}
+
+/// What the VMM sees of a memslot of guest_memfd.
+#[derive(Debug)]
+pub(crate) enum GuestMemfd {
+    /// The file itself, of this length.
+    Mapped(usize),
+    /// Memory beside it, which the guest has for as long as it asks for no private memory.
+    Beside(Arc<Mapping>),
 }
 
 /// Names a region of a VM for as long as it is there.
@@ -55,28 +84,51 @@ pub(crate) struct Vm {
     regions: Vec<Region>,
     low_memory: Arc<Mapping>,
     next_slot: u32,
+    svm: bool,
     known: Known,
 }
 
 impl Vm {
     /// Makes a VM, its vCPUs waiting for commands.
     pub(crate) fn new(config: VmConfig) -> Result<Self> {
-        let known = Known::now();
+        let mut known = Known::now();
         let kvm = Kvm::new()?;
         let fd = kvm.create_vm()?;
+        known.vm_is(fd.as_raw_fd());
         fd.set_tss_address(0xfffb_d000)?;
-        if config.irqchip {
-            fd.create_irq_chip()?;
+        match config.irqchip {
+            Irqchip::Vmm => (),
+            Irqchip::Split => {
+                // As many routes as the chip of the VMM would have pins.
+                let args = [24, 0, 0, 0];
+                fd.enable_cap(&kvm_enable_cap {
+                    cap: KVM_CAP_SPLIT_IRQCHIP,
+                    args,
+                    ..Default::default()
+                })?;
+            }
+            Irqchip::Kernel => fd.create_irq_chip()?,
         }
         let low_memory = Arc::new(Mapping::new(Backing::Anonymous, boot::LOW_MEMORY)?);
         boot::write_low_memory(&low_memory);
-        let mut vm =
-            Self { vcpus: Vec::new(), fd, regions: Vec::new(), low_memory, next_slot: 1, known };
+        let cpuid = if config.hyperv {
+            hyperv::cpuid(&kvm)?
+        } else {
+            kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?
+        };
+        let mut vm = Self {
+            vcpus: Vec::new(),
+            fd,
+            regions: Vec::new(),
+            low_memory,
+            next_slot: 1,
+            svm: svm::is_in(&cpuid),
+            known,
+        };
         vm.set_slot(0, 0, 0, &vm.low_memory)?;
         if config.memory != 0 {
             vm.add_memory(BASE, Mapping::new(Backing::Anonymous, config.memory)?)?;
         }
-        let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
         for index in 0..config.vcpus {
             let vcpu = vm.fd.create_vcpu(index as u64)?;
             vcpu.set_cpuid2(&cpuid)?;
@@ -103,7 +155,41 @@ impl Vm {
         let mapping = Arc::new(mapping);
         self.set_slot(slot, gpa, if readonly { KVM_MEM_READONLY } else { 0 }, &mapping)?;
         self.next_slot += 1;
-        self.regions.push(Region { slot, gpa, mapping });
+        self.regions.push(Region { slot, gpa, mapping, _guest_memfd: None });
+        Ok(Slot(slot))
+    }
+
+    /// Gives the VM memory of a guest_memfd.
+    pub(crate) fn add_guest_memfd(&mut self, gpa: u64, seen: GuestMemfd) -> Result<Slot> {
+        const GUEST_MEMFD_FLAG_MMAP: u64 = 1;
+        const GUEST_MEMFD_FLAG_INIT_SHARED: u64 = 2;
+
+        let (len, flags) = match &seen {
+            GuestMemfd::Mapped(len) => (*len, GUEST_MEMFD_FLAG_MMAP | GUEST_MEMFD_FLAG_INIT_SHARED),
+            GuestMemfd::Beside(mapping) => (mapping.len(), 0),
+        };
+        let create = kvm_create_guest_memfd { size: len as u64, flags, ..Default::default() };
+        let fd = self.fd.create_guest_memfd(create)?;
+        // SAFETY: The descriptor is new, and ours.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let mapping = match seen {
+            GuestMemfd::Mapped(len) => Arc::new(Mapping::of_file(fd.try_clone()?, len)?),
+            GuestMemfd::Beside(mapping) => mapping,
+        };
+        let slot = self.next_slot;
+        let region = kvm_userspace_memory_region2 {
+            slot,
+            flags: KVM_MEM_GUEST_MEMFD,
+            guest_phys_addr: gpa,
+            memory_size: len as u64,
+            userspace_addr: mapping.address(),
+            guest_memfd: fd.as_raw_fd() as u32,
+            ..Default::default()
+        };
+        // SAFETY: As in `set_slot`.
+        unsafe { self.fd.set_user_memory_region2(region) }?;
+        self.next_slot += 1;
+        self.regions.push(Region { slot, gpa, mapping, _guest_memfd: Some(fd) });
         Ok(Slot(slot))
     }
 
@@ -140,6 +226,30 @@ impl Vm {
         // Address space 1, slot 0.
         self.set_slot(1 << 16, 0, 0, &self.low_memory)?;
         Ok(true)
+    }
+
+    /// Has KVM take all hypercalls for Xen's, or none any more.
+    pub(crate) fn intercept_xen_hypercalls(&self, intercept: bool) -> Result<()> {
+        const KVM_XEN_HVM_CONFIG: libc::c_ulong = 0x4038_ae7a;
+        /// The register that would write Xen's hypercall page; without one there is no Xen.
+        const MSR: u32 = 0x4000_0200;
+
+        let mut config = kvm_xen_hvm_config::default();
+        if intercept {
+            (config.flags, config.msr) = (KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL, MSR);
+        }
+        // SAFETY: The ioctl reads one structure of this type.
+        let result =
+            unsafe { libc::ioctl(self.fd.as_raw_fd(), KVM_XEN_HVM_CONFIG, &raw const config) };
+        if result < 0 {
+            return Err(io::Error::last_os_error().into());
+        }
+        Ok(())
+    }
+
+    /// Whether the vCPUs have SVM, so that their guests can have guests.
+    pub(crate) fn has_svm(&self) -> bool {
+        self.svm
     }
 
     /// The region with this slot.
@@ -185,6 +295,16 @@ impl Vm {
         self.known.operations()
     }
 
+    /// What the module says of the VM's rings, one line a ring.
+    pub(crate) fn rings(&self) -> Result<String> {
+        self.known.rings()
+    }
+
+    /// Its descriptor, to lend to another process.
+    pub(crate) fn descriptor(&self) -> RawFd {
+        self.fd.as_raw_fd()
+    }
+
     /// What the module says of the VM, for the reader of a failure.
     pub(crate) fn describe(&self) -> String {
         format!("rings: {:?}\nstatistics: {:?}", self.known.rings(), self.stats())
@@ -197,7 +317,12 @@ impl Vm {
 
     /// How many exits KVM counted.
     pub(crate) fn exits(&self) -> Result<u64> {
-        crate::stats::kvm_exits(self.fd.as_raw_fd())
+        crate::stats::kvm_count(self.fd.as_raw_fd(), "exits")
+    }
+
+    /// How many vCPUs wait in the kernel for something to do.
+    pub(crate) fn blocking(&self) -> Result<u64> {
+        crate::stats::kvm_count(self.fd.as_raw_fd(), "blocking")
     }
 
     fn region_at(&self, gpa: u64) -> Result<&Region> {

@@ -12,7 +12,7 @@ use crate::ktap::{check, check_eq, Case, CaseResult, Result, Verdict};
 use crate::ring::{Ring, NOP};
 use crate::thread::{wait_until, with_vcpu};
 use crate::vcpu::{Exit, Stop, Vcpu};
-use crate::vm::{Vm, VmConfig, BASE};
+use crate::vm::{Irqchip, Vm, VmConfig, BASE};
 
 /// Many seconds of a loop without an exit.
 const LONG: u64 = 1 << 40;
@@ -61,7 +61,7 @@ fn goes_on() -> CaseResult {
 }
 
 fn before_waiting() -> CaseResult {
-    let mut vm = Vm::new(VmConfig { irqchip: true, ..VmConfig::default() })?;
+    let mut vm = Vm::new(VmConfig { irqchip: Irqchip::Kernel, ..VmConfig::default() })?;
     let mut ring = Ring::set_up(&mut vm, 0, BASE, ENTRIES, 0)?;
     for _ in 0..ENTRIES / 2 {
         ring.stage(&NOP)?;

@@ -12,7 +12,7 @@ use crate::memory::{Backing, Mapping};
 use crate::ring::{Ring, NOP, UNKNOWN};
 use crate::thread::{wait_until, with_vcpu};
 use crate::vcpu::{Exit, Stop};
-use crate::vm::{Vm, VmConfig, BASE};
+use crate::vm::{Irqchip, Vm, VmConfig, BASE};
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
@@ -135,7 +135,8 @@ fn smm() -> CaseResult {
 }
 
 fn interrupts() -> CaseResult {
-    for (irqchip, exit, spins) in [(false, Exit::Pio, 1 << 40), (true, Exit::Hlt, 0)] {
+    let kinds = [(Irqchip::Vmm, Exit::Pio, 1 << 40), (Irqchip::Kernel, Exit::Hlt, 0)];
+    for (irqchip, exit, spins) in kinds {
         let mut vm = Vm::new(VmConfig { irqchip, ..VmConfig::default() })?;
         let mut ring = ring_alone(&vm, 0)?;
         for tail in 1..=5 {

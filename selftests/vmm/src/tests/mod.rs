@@ -8,12 +8,18 @@ mod birth;
 mod budget;
 mod calls;
 pub(crate) mod discovery;
+pub(crate) mod foreign;
 pub(crate) mod free_pages;
+mod guest_memfd;
+pub(crate) mod irqchips;
+pub(crate) mod lent;
 pub(crate) mod machinery;
 pub(crate) mod malformed;
+mod nested;
 pub(crate) mod races;
 pub(crate) mod reload;
 pub(crate) mod ring;
+pub(crate) mod scale;
 
 use std::path::PathBuf;
 
@@ -64,6 +70,12 @@ pub(crate) enum Subject {
     Aftermath,
     /// Memory, vCPUs and VMs that go away at the wrong moment.
     Races,
+    /// VMs whose hypercalls KVM takes for another hypervisor's.
+    Foreign,
+    /// Nested guests, and memory of guest_memfd.
+    Refused,
+    /// Very many vCPUs and VMs; VMs in the hands of other processes; every kind of interrupt controller.
+    Scale,
     /// Modules that come and go while VMs run; none of ours is inserted at the start.
     Reload {
         /// Where the module files are.
@@ -89,6 +101,13 @@ impl Subject {
             Subject::FreePages => free_pages::cases(),
             Subject::Aftermath => aftermath::cases(),
             Subject::Races => races::cases(),
+            Subject::Scale => {
+                [irqchips::cases(), lent::cases(), scale::cases()].into_iter().flatten().collect()
+            }
+            Subject::Foreign => foreign::cases(),
+            Subject::Refused => {
+                [nested::cases(), guest_memfd::cases()].into_iter().flatten().collect()
+            }
             Subject::Reload { modules } => reload::cases(modules),
         }
     }

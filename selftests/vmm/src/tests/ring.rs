@@ -14,7 +14,7 @@ use crate::ring::{Ring, NOP, UNKNOWN};
 use crate::stats::Stats;
 use crate::thread::{wait_until, with_vcpu};
 use crate::vcpu::{Exit, Stop};
-use crate::vm::{Vm, VmConfig, BASE};
+use crate::vm::{Irqchip, Vm, VmConfig, BASE};
 
 const TEARDOWN: u64 = Function::RingTeardown as u64;
 /// Entries that are executed at any exit: the default of the module's budget_entries.
@@ -217,7 +217,7 @@ fn signal() -> CaseResult {
 }
 
 fn halted() -> CaseResult {
-    let mut vm = Vm::new(VmConfig { irqchip: true, ..VmConfig::default() })?;
+    let mut vm = Vm::new(VmConfig { irqchip: Irqchip::Kernel, ..VmConfig::default() })?;
     let mut ring = Ring::set_up(&mut vm, 0, BASE, 64, 0)?;
     let mut tally = Tally::new(&vm)?;
     for round in 1..=10 {
