@@ -38,6 +38,11 @@ samples: modules
 	@mkdir -p build/samples
 	@$(MAKE_BESIDE) M="$(CURDIR)" MO="$(CURDIR)/build/samples" DLH_SAMPLES=1
 
+.PHONY: test-modules
+test-modules: modules
+	@mkdir -p build/test-modules
+	@$(MAKE_BESIDE) M="$(CURDIR)/selftests/modules" MO="$(CURDIR)/build/test-modules"
+
 .PHONY: env
 env:
 	@tools/setup
@@ -48,7 +53,7 @@ modules-env: env
 
 .PHONY: samples-env
 samples-env: env
-	@$(ENTER) sh -c 'make samples KDIR="$$KDIR"'
+	@$(ENTER) sh -c 'make samples test-modules KDIR="$$KDIR"'
 
 .PHONY: modules-faulty
 modules-faulty: modules-env

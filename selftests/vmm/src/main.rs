@@ -19,6 +19,7 @@ mod vm;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use dlh_abi::{Call, Operation};
 
 #[derive(Debug, Parser)]
 #[command(about = "A small VMM that tests kvm_dlh.ko")]
@@ -46,29 +47,31 @@ enum Command {
         #[arg(long, requires = "batch", default_value_t = 1000)]
         laps: u64,
     },
-    /// Keep a VM busy until killed; the races test does that.
-    Flood,
+    /// Keep a VM busy with a call until killed; the tests do that.
+    Flood { op: u16, arg0: u64, arg1: u64 },
 }
 
 fn main() -> ExitCode {
     let good = match Arguments::parse().command {
         Command::Ktap { only, subject } => ktap::run(subject.cases(), &only),
-        Command::Measure { batch, laps } => match batch
-            .map_or_else(measure::measure, |batch| measure::repeat(batch, laps))
-        {
-            Ok(()) => true,
-            Err(error) => {
-                eprintln!("dlh-vmm: {error}");
-                false
+        Command::Measure { batch, laps } => {
+            match batch.map_or_else(measure::measure, |batch| measure::repeat(batch, laps)) {
+                Ok(()) => true,
+                Err(error) => {
+                    eprintln!("dlh-vmm: {error}");
+                    false
+                }
             }
-        },
-        Command::Flood => match tests::races::flood_forever() {
-            Ok(()) => true,
-            Err(error) => {
-                eprintln!("dlh-vmm: {error}");
-                false
+        }
+        Command::Flood { op, arg0, arg1 } => {
+            match tests::races::flood_forever(&Call { op: Operation(op), arg: [arg0, arg1] }) {
+                Ok(()) => true,
+                Err(error) => {
+                    eprintln!("dlh-vmm: {error}");
+                    false
+                }
             }
-        },
+        }
     };
     if good {
         ExitCode::SUCCESS

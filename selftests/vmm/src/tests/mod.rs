@@ -8,6 +8,7 @@ pub(crate) mod discovery;
 pub(crate) mod free_pages;
 pub(crate) mod machinery;
 pub(crate) mod malformed;
+mod operations;
 pub(crate) mod races;
 pub(crate) mod reload;
 pub(crate) mod ring;
@@ -55,6 +56,12 @@ pub(crate) enum Subject {
         #[arg(long)]
         modules: PathBuf,
     },
+    /// Operations of other modules; none of ours is inserted at the start.
+    Operations {
+        /// Where the folders with module files are.
+        #[arg(long)]
+        build: PathBuf,
+    },
 }
 
 impl Subject {
@@ -71,6 +78,7 @@ impl Subject {
             Subject::Aftermath => aftermath::cases(),
             Subject::Races => races::cases(),
             Subject::Reload { modules } => reload::cases(modules),
+            Subject::Operations { build } => operations::cases(&build),
         }
     }
 }
