@@ -30,6 +30,19 @@ modules:
 	@$(MAKE) -C "$(KDIR)" M="$(CURDIR)" MO="$(OUT)" DLH_FAULT="$(DLH_FAULT)" \
 		$(addprefix CLIPPY=,$(CLIPPY)) $(addprefix W=,$(W)) $(addprefix C=,$(C)) modules
 
+# Modules beside the three; they link against build/modules.
+MAKE_BESIDE = $(MAKE) -C "$(KDIR)" KBUILD_EXTRA_SYMBOLS="$(CURDIR)/build/modules/Module.symvers" modules
+
+.PHONY: samples
+samples: modules
+	@mkdir -p build/samples
+	@$(MAKE_BESIDE) M="$(CURDIR)" MO="$(CURDIR)/build/samples" DLH_SAMPLES=1
+
+.PHONY: test-modules
+test-modules: modules
+	@mkdir -p build/test-modules
+	@$(MAKE_BESIDE) M="$(CURDIR)/selftests/modules" MO="$(CURDIR)/build/test-modules"
+
 .PHONY: env
 env:
 	@tools/setup
@@ -37,6 +50,10 @@ env:
 .PHONY: modules-env
 modules-env: env
 	@$(ENTER) sh -c 'make modules KDIR="$$KDIR"'
+
+.PHONY: samples-env
+samples-env: env
+	@$(ENTER) sh -c 'make samples test-modules KDIR="$$KDIR"'
 
 .PHONY: modules-faulty
 modules-faulty: modules-env
@@ -64,7 +81,7 @@ unit: env
 	@$(ENTER) env PYTHONPATH=selftests python3 -B -m unittest discover -q -s selftests/vm/unit
 
 .PHONY: test
-test: modules-env modules-faulty programs lint unit
+test: modules-env modules-faulty samples-env programs lint unit
 	@selftests/run $(TESTS)
 
 .PHONY: clean

@@ -2,6 +2,7 @@
 /* What may be released of a VMM's memory, and the thread of the VMM that releases it. */
 
 #include <linux/mm.h>
+#include <linux/module.h>
 #include <linux/sched/vhost_task.h>
 #include <linux/userfaultfd_k.h>
 
@@ -63,9 +64,10 @@ unsigned long dlh_unpinned_pages(unsigned long start, unsigned long pages)
 	return i;
 }
 
+/* The thread is named after the module that this is linked into. */
 struct vhost_task *dlh_worker_create(bool (*work)(void *), void (*killed)(void *), void *data)
 {
-	return vhost_task_create(work, killed, data, "ksm_bridge");
+	return vhost_task_create(work, killed, data, THIS_MODULE->name);
 }
 
 void dlh_worker_start(struct vhost_task *task)

@@ -22,6 +22,7 @@ mod vm;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use dlh_abi::{Call, Operation};
 
 #[derive(Debug, Parser)]
 #[command(about = "A small VMM that tests kvm_dlh.ko")]
@@ -55,8 +56,8 @@ enum Command {
         /// How many.
         count: usize,
     },
-    /// Keep a VM busy until killed; the races test does that.
-    Flood,
+    /// Keep a VM busy with a call until killed; the tests do that.
+    Flood { op: u16, arg0: u64, arg1: u64 },
     /// Lend a VM to whoever holds the other end of standard input; the scale test does that.
     Lend,
     /// Make VMs and let them go, one after the other, and say how many; the scale test does that.
@@ -81,7 +82,9 @@ fn main() -> ExitCode {
             batch.map_or_else(measure::measure, |batch| measure::repeat(batch, laps))
         }
         Command::Herd { count } => herd::herd(count),
-        Command::Flood => tests::races::flood_forever(),
+        Command::Flood { op, arg0, arg1 } => {
+            tests::races::flood_forever(&Call { op: Operation(op), arg: [arg0, arg1] })
+        }
         Command::Lend => tests::lent::lend(),
         Command::Vms { count, seconds } => tests::scale::come_and_go(count, seconds),
     };

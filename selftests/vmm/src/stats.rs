@@ -15,7 +15,8 @@ const DEBUGFS: &str = "/sys/kernel/debug";
 pub(crate) struct Stats(BTreeMap<String, u64>);
 
 impl Stats {
-    fn read(path: &Path) -> Result<Self> {
+    /// Reads one.
+    pub(crate) fn read(path: &Path) -> Result<Self> {
         let text = fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
         let mut values = BTreeMap::new();
         for line in text.lines() {

@@ -16,6 +16,7 @@ pub(crate) mod lent;
 pub(crate) mod machinery;
 pub(crate) mod malformed;
 mod nested;
+mod operations;
 pub(crate) mod races;
 pub(crate) mod reload;
 pub(crate) mod ring;
@@ -82,6 +83,12 @@ pub(crate) enum Subject {
         #[arg(long)]
         modules: PathBuf,
     },
+    /// Operations of other modules; none of ours is inserted at the start.
+    Operations {
+        /// Where the folders with module files are.
+        #[arg(long)]
+        build: PathBuf,
+    },
 }
 
 impl Subject {
@@ -109,6 +116,7 @@ impl Subject {
                 [nested::cases(), guest_memfd::cases()].into_iter().flatten().collect()
             }
             Subject::Reload { modules } => reload::cases(modules),
+            Subject::Operations { build } => operations::cases(&build),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use dlh_abi::{header, Error, Function};
+use dlh_abi::{header, Call, Error, Function};
 
 use super::check_vm_works;
 use crate::ktap::{check, check_eq, Case, CaseResult, Result, Verdict};
@@ -249,8 +249,8 @@ fn two_vcpus() -> CaseResult {
     Ok(Verdict::Pass)
 }
 
-/// The process that [`killed`] kills: two vCPUs that fill their rings for ever.
-pub(crate) fn flood_forever() -> Result<()> {
+/// The process of a [`Victim`]: two vCPUs that fill their rings for ever.
+pub(crate) fn flood_forever(call: &Call) -> Result<()> {
     let mut vm = Vm::new(VmConfig { vcpus: 2, ..VmConfig::default() })?;
     let mut busy = Vec::new();
     for index in [0, 1] {
@@ -259,14 +259,38 @@ pub(crate) fn flood_forever() -> Result<()> {
     println!("ready");
     std::thread::scope(|scope| {
         for (vcpu, ring) in vm.vcpus.iter_mut().zip(&mut busy) {
-            scope.spawn(move || while flood(vcpu, ring).is_ok() {});
+            let on_stop = |stop| matches!(stop, Stop::Tick);
+            scope.spawn(move || while vcpu.flood(ring, call, u64::MAX, on_stop).is_ok() {});
         }
     });
     Ok(())
 }
 
-/// A child that is killed at the latest when the test is over.
-struct Victim(Child);
+/// A child that floods its rings with a call until it is killed, at the latest when this is dropped.
+pub(super) struct Victim(Child);
+
+impl Victim {
+    /// Starts it; the host knows its VM when this returns.
+    pub(super) fn start(call: &Call) -> Result<Self> {
+        let child = Command::new(std::env::current_exe()?)
+            .arg("flood")
+            .args([call.op.0.into(), call.arg[0], call.arg[1]].map(|word: u64| word.to_string()))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut child = Self(child);
+        let mut line = String::new();
+        let output = child.0.stdout.take().ok_or("the child has no output")?;
+        BufReader::new(output).read_line(&mut line)?;
+        check_eq!(line, "ready\n", "what the child said");
+        Ok(child)
+    }
+
+    /// Its pid.
+    pub(super) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
 
 impl Drop for Victim {
     fn drop(&mut self) {
@@ -277,17 +301,8 @@ impl Drop for Victim {
 
 fn killed() -> CaseResult {
     for round in 0..20 {
-        let child = Command::new(std::env::current_exe()?)
-            .arg("flood")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut child = Victim(child);
-        let mut line = String::new();
-        let output = child.0.stdout.take().ok_or("the child has no output")?;
-        BufReader::new(output).read_line(&mut line)?;
-        check_eq!(line, "ready\n", "what the child said");
-        let pid = child.0.id();
+        let child = Victim::start(&NOP)?;
+        let pid = child.pid();
         check_eq!(
             stats::directories("kvm_dlh", pid)?.len(),
             1,

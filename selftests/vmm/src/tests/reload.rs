@@ -55,19 +55,19 @@ pub(super) fn cases(modules: PathBuf) -> Vec<Case> {
 }
 
 /// The directory with the module files.
-struct Modules(PathBuf);
+pub(super) struct Modules(pub(super) PathBuf);
 
 impl Modules {
-    fn insert(&self, name: &str) -> Result<()> {
+    pub(super) fn insert(&self, name: &str) -> Result<()> {
         run(Command::new("insmod").arg(self.0.join(format!("{name}.ko"))))
     }
 
-    fn remove(&self, name: &str) -> Result<()> {
+    pub(super) fn remove(&self, name: &str) -> Result<()> {
         run(Command::new("rmmod").arg(name))
     }
 }
 
-fn run(command: &mut Command) -> Result<()> {
+pub(super) fn run(command: &mut Command) -> Result<()> {
     let output = command.output()?;
     if output.status.success() {
         return Ok(());
