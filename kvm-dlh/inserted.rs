@@ -60,11 +60,18 @@ impl VmQueue {
         if let Some(status) = self.execute_builtin(caller, call) {
             return Begun::Ended(status);
         }
-        let number = self.next_call();
-        let Ok(node) = RBTreeNode::new(number, None, GFP_KERNEL_ACCOUNT) else {
-            return Begun::Ended(CallError::NoMemory.into());
+        let number = loop {
+            let number = self.next_call();
+            let Ok(node) = RBTreeNode::new(number, None, GFP_KERNEL_ACCOUNT) else {
+                return Begun::Ended(CallError::NoMemory.into());
+            };
+            let mut inserted = self.inserted().lock();
+            // Numbers come round; one that still waits keeps its own.
+            if inserted.0.get(&number).is_none() {
+                inserted.0.insert(node);
+                break number;
+            }
         };
-        drop(self.inserted().lock().0.insert(node));
         match self.execute(caller, call, number) {
             Outcome::Pending => Begun::Pending(number),
             Outcome::Finished(status) => {
@@ -100,7 +107,7 @@ impl VmQueue {
     pub(crate) fn insert(self: &Arc<Self>, vcpu: &Vcpu, call: &Call) -> Status {
         self.after_own_ring(vcpu);
         self.stats().count(Event::Inserted);
-        let caller = Caller { vcpu, feed: INSERTED, time: None };
+        let caller = Caller { vcpu, vcpu_id: vcpu.id(), feed: INSERTED, time: None };
         let begun = self.begin(&caller, call);
         self.end(begun, call)
     }
@@ -124,25 +131,31 @@ impl VmQueue {
             return Err(CallError::Align);
         }
         self.after_own_ring(vcpu);
-        let unreachable = |_: Error| CallError::Memory;
-        let slots = vcpu.vm().memslots();
-        let page = array.gfn().gpa();
-        let first = (array.0 - page.0) as usize;
-        let bytes = count * RawEntry::BYTES as u64 + first as u64;
-        let window = GuestWindow::open(&slots, page, bytes).map_err(|_| CallError::Memory)?;
+        let bytes = count * RawEntry::BYTES as u64;
+        // All of it must be there, or nothing is done.
+        with_array(vcpu, array, bytes, |_, _| Ok(()))?;
         let mut clock = self.host().budget().clock();
         clock.start();
         let mut ended = 0;
         while ended < count as usize && (ended == 0 || !clock.is_over() && may_go_on()) {
-            let offset = first + ended * RawEntry::BYTES;
+            let at = ended * RawEntry::BYTES;
             let some = BATCH.min(count as usize - ended);
             let mut buffer = [const { MaybeUninit::<RawEntry>::uninit() }; BATCH];
-            let entries = window.read_entries(offset, &mut buffer[..some]).map_err(unreachable)?;
+            let read = with_array(vcpu, array, bytes, |window, first| {
+                window.read_entries(first + at, &mut buffer[..some])
+            });
+            let entries = match read {
+                Ok(entries) => entries,
+                // What has ended has its status; the next call tells of the rest.
+                Err(_) if ended > 0 => break,
+                Err(e) => return Err(e),
+            };
             let mut begun = [Begun::Ended(Status::OK); BATCH];
             let mut handed_over = 0;
             for (place, raw) in begun.iter_mut().zip(entries) {
                 self.stats().count(Event::Inserted);
-                let caller = Caller { vcpu, feed: INSERTED, time: Some(raw.time()) };
+                let time = Some(raw.time());
+                let caller = Caller { vcpu, vcpu_id: vcpu.id(), feed: INSERTED, time };
                 *place = match raw.call() {
                     Ok(call) => self.begin(&caller, &call),
                     Err(e) => {
@@ -156,16 +169,40 @@ impl VmQueue {
                     break;
                 }
             }
-            // All are waited for before any answer is stored, which may fail.
-            let mut stored = Ok(());
-            for (index, raw) in entries[..handed_over].iter().enumerate() {
-                let status = self.end(begun[index], &raw.named());
-                let at = offset + index * RawEntry::BYTES + RawEntry::STATUS_OFFSET;
-                stored = stored.and(window.write_u32(at, status.0 as u32));
+            // All are waited for before any answer is stored, which may fail. The memslots may change.
+            let mut statuses = [Status::OK; BATCH];
+            for ((status, begun), raw) in
+                statuses.iter_mut().zip(begun).zip(&entries[..handed_over])
+            {
+                *status = self.end(begun, &raw.named());
             }
-            stored.map_err(unreachable)?;
+            with_array(vcpu, array, bytes, |window, first| {
+                for (index, status) in statuses[..handed_over].iter().enumerate() {
+                    let entry = first + at + index * RawEntry::BYTES;
+                    window.write_u32(entry + RawEntry::STATUS_OFFSET, status.0 as u32)?;
+                }
+                Ok(())
+            })?;
             ended += handed_over;
         }
         Ok(ended as u64)
     }
+}
+
+/// Shows `work` the window onto the pages of an array, and where in it the array begins.
+///
+/// # Errors
+///
+/// [`CallError::Memory`] if it is not in one usable memslot, or `work` could not reach it.
+fn with_array<T>(
+    vcpu: &Vcpu,
+    array: Gpa,
+    bytes: u64,
+    work: impl FnOnce(&GuestWindow<'_>, usize) -> Result<T>,
+) -> Result<T, CallError> {
+    let page = array.gfn().gpa();
+    let first = array.0 - page.0;
+    let slots = vcpu.vm().memslots();
+    let window = GuestWindow::open(&slots, page, first + bytes).map_err(|_| CallError::Memory)?;
+    work(&window, first as usize).map_err(|_| CallError::Memory)
 }

@@ -32,6 +32,8 @@ pub(crate) struct Ring {
     queue: Arc<VmQueue>,
     id: u32,
     vcpu: VcpuKey,
+    /// The number that the VMM gave that vCPU.
+    vcpu_id: u32,
     size: RingSize,
     /// Where it lies, as found when it was set up.
     place: Place,
@@ -61,6 +63,8 @@ pub(crate) struct Ring {
 
 /// [`Ring::waiting`] of a ring in which nothing waits.
 const NOTHING: u64 = u64::MAX;
+/// Ticks after which a vCPU that did not exit is tried again: it was not running.
+const REPEAT: u64 = 64;
 
 /// Why a ring was detached.
 #[derive(Clone, Copy, Debug)]
@@ -123,6 +127,7 @@ impl Ring {
             pin_init!(Self {
                 queue: queue.clone(),
                 id: vcpu.index(),
+                vcpu_id: vcpu.id(),
                 vcpu: vcpu.key(),
                 size,
                 place: *known,
@@ -160,10 +165,11 @@ impl Ring {
         &self.queue
     }
 
-    /// Whether entries may be taken from it.
+    /// Whether entries may be taken from it. Those of a VM that has ended are not: a new vCPU may have the
+    /// address of the old one.
     #[inline]
     pub(crate) fn is_live(&self) -> bool {
-        self.live.load(Ordering::Acquire)
+        self.live.load(Ordering::Acquire) && !self.queue.is_dead()
     }
 
     /// Exit path: queues the drain if there is anything to look at. Interrupts off.
@@ -174,8 +180,8 @@ impl Ring {
         }
     }
 
-    /// KVM_RUN returns to the VMM: whatever is unfinished must end before the VMM has a say.
-    /// Preemption off.
+    /// KVM_RUN returns to the VMM: whatever is unfinished must end before the VMM has a say. Must not
+    /// sleep.
     pub(crate) fn left(this: ArcBorrow<'_, Self>) {
         if !this.unfinished.is_none() {
             // The task may be another one that got the address of one that has ended.
@@ -192,19 +198,23 @@ impl Ring {
         let seen = self.watch.seen();
         let last = self.waiting.load(Ordering::Relaxed);
         let ticks = if last as u32 == seen && last != NOTHING { (last >> 32) + 1 } else { 0 };
-        self.waiting.store(ticks.min(2) << 32 | u64::from(seen), Ordering::Relaxed);
-        if ticks == 0 {
+        self.waiting.store((ticks % REPEAT) << 32 | u64::from(seen), Ordering::Relaxed);
+        // If the first kick has not helped, another thread runs the vCPU now. If the second has not either,
+        // none does; one may later.
+        if ticks != 1 && ticks != 2 {
             return;
         }
         if let Some(runner) = &*self.runner.lock() {
             self.queue.stats().count(Event::DeferKick);
-            // If that has not helped, another thread runs the vCPU now.
-            kick(runner, ticks > 1);
+            kick(runner, ticks == 2);
         }
     }
 
     /// Executes what is visible to its end, and shows it. On a vCPU thread of the VM; may sleep.
-    pub(crate) fn kick(&self, vcpu: &Vcpu) -> Result<(), CallError> {
+    pub(crate) fn kick(self: &Arc<Self>, vcpu: &Vcpu) -> Result<(), CallError> {
+        if self.vcpu == vcpu.key() {
+            self.follow(vcpu);
+        }
         self.drain_all(vcpu);
         self.settle(Some(vcpu));
         if self.is_live() {
@@ -216,8 +226,9 @@ impl Ring {
 
     /// Executes what is visible before something that was asked for later, if this is the ring of `vcpu`.
     /// On the vCPU's thread; may sleep.
-    pub(crate) fn come_first(&self, vcpu: &Vcpu) {
+    pub(crate) fn come_first(self: &Arc<Self>, vcpu: &Vcpu) {
         if self.vcpu == vcpu.key() {
+            self.follow(vcpu);
             self.drain_all(vcpu);
         }
     }
@@ -329,13 +340,13 @@ impl Ring {
     /// KVM_RUN is over, and the VMM may reset the guest or restore a snapshot as soon as it runs: nothing
     /// may be left that belongs to the guest of before. May sleep.
     #[cold]
-    fn leave(self: &Arc<Self>, vcpu: &Vcpu) {
+    fn leave(&self, vcpu: &Vcpu) {
         if !vcpu.vm().is_current() {
             // The thread is ending and has given its memory up: nobody can look for it any more.
             self.close(None);
             return;
         }
-        self.follow(vcpu);
+        // Another thread may run the vCPU by now: this one does not take the ring over from it.
         self.drain_all(vcpu);
         self.settle(Some(vcpu));
         // A task that is being killed may have left some: they must not keep the VM.

@@ -12,10 +12,10 @@ pub(crate) fn emit(serial: u64, caller: &Caller<'_>, payload: [u64; 2]) {
         return;
     }
     let now = caller.vcpu.guest_tsc();
-    // The entry has only the lower half: the event was less than 2^32 ticks ago. What the guest says may
-    // lie before its counter's beginning.
-    let ago = |then| u64::from((now as u32).wrapping_sub(then));
-    let tsc = caller.time.map_or(now, |then| now.wrapping_sub(ago(then)));
-    GuestEvent { vm: serial, pid: caller.vcpu.vm().pid(), vcpu: caller.vcpu.id(), tsc, payload }
+    // The entry has only the lower half: the event was less than 2^31 ticks ago, or a few ahead, as CPUs
+    // may be. What the guest says may lie before its counter's beginning.
+    let ago = |then| i64::from((now as u32).wrapping_sub(then) as i32);
+    let tsc = caller.time.map_or(now, |then| now.wrapping_add_signed(-ago(then)));
+    GuestEvent { vm: serial, pid: caller.vcpu.vm().pid(), vcpu: caller.vcpu_id, tsc, payload }
         .emit();
 }

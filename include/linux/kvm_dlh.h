@@ -33,10 +33,11 @@ struct kvm_dlh_token {
  * struct kvm_dlh_ops - one deferrable operation
  * @version:	KVM_DLH_OPS_VERSION
  * @number:	operation number, 1 to KVM_DLH_MAX_OPS - 1, not in use and not built in (uapi header)
- * @feature:	KVM_DLH_F_* bits to show to guests while this is registered
+ * @feature:	bits to show to guests while this is registered, outside of KVM_DLH_F_RESERVED
  * @owner:	THIS_MODULE
  * @attach:	first call of this operation in a VM: makes the VM's context. May sleep; on a thread of
- *		the VMM, so current->mm is the VM's. Returns 0 or -errno (the call is then declined).
+ *		the VMM, so current->mm is the VM's. Returns 0 and a context that is not NULL, or -errno
+ *		(the call is then declined with -KVM_DLH_ENOMEM).
  * @detach:	the VM or the operation goes away. Completes every token it still holds; afterwards
  *		the context is not used again. May sleep. Any thread.
  * @execute:	one call. @arg points to two words of a private copy; they are the guest's and must be

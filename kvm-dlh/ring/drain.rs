@@ -80,7 +80,9 @@ impl Ring {
         };
         drop(slots);
         if drained.left > 0 || !self.unfinished.is_none() {
-            self.unfinished.leave_behind(vcpu, drained.left > 0 && self.is_live());
+            // Only the thread that runs the ring's vCPU comes by here again before the VMM runs.
+            let comes_back = vcpu.key() == self.vcpu && vcpu.is_in_run() && self.is_live();
+            self.unfinished.leave_behind(vcpu, drained.left > 0 && comes_back);
         }
         drained
     }
@@ -173,7 +175,8 @@ impl Ring {
                 Err(e) => return (state, taken - 1, Err(e.into())),
             };
             self.queue.stats().submitted(1);
-            let caller = Caller { vcpu, feed: self.id, time: Some(raw.time()) };
+            let time = Some(raw.time());
+            let caller = Caller { vcpu, vcpu_id: self.vcpu_id, feed: self.id, time };
             let ended;
             (state, ended) = match collected.call {
                 Err(e) => (state, Some(e.into())),

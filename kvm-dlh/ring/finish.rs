@@ -32,7 +32,9 @@ impl Ring {
 
     /// Leaves it to a thread of the VMM to end an entry. False if there is no memory to note it.
     fn leave_to_vmm(&self, call: Late) -> bool {
-        if self.late.lock().push(call, GFP_KERNEL_ACCOUNT).is_err() {
+        // The count changes with the list: whoever takes from it finds it counted.
+        let mut late = self.late.lock();
+        if late.push(call, GFP_KERNEL_ACCOUNT).is_err() {
             return false;
         }
         self.watch.look_again();
@@ -42,12 +44,16 @@ impl Ring {
 
     /// Ends the entries that were completed on other threads. May sleep.
     pub(super) fn end_late(&self, vcpu: Option<&Vcpu>) {
-        loop {
-            let next = self.late.lock().pop();
-            let Some(Late { position, op, status }) = next else { break };
-            self.unfinished.not_late();
+        while let Some(Late { position, op, status }) = self.next_late() {
             self.end(vcpu, position, op, status);
         }
+    }
+
+    fn next_late(&self) -> Option<Late> {
+        let mut late = self.late.lock();
+        let next = late.pop()?;
+        self.unfinished.not_late();
+        Some(next)
     }
 
     /// Ends an entry: stores its status, lets `done` pass it, shows that, and only then counts it as
@@ -85,6 +91,8 @@ impl Ring {
             return Err(Detached::Memory);
         }
         let window = place.open(slots)?;
+        // What is not as it was left is another's by now, even if no drain has noticed yet.
+        state.check(&window.read_ring_words()?)?;
         if !status.is_ok() {
             state.write_status(&window, position, status)?;
         }

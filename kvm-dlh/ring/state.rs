@@ -47,10 +47,18 @@ impl State {
     /// the guest's is out of bounds.
     #[inline]
     pub(super) fn waiting(&self, words: &RingWords) -> Result<u32, Broken> {
-        if words.done != self.done || words.cookie != self.consumer.cookie() {
-            return Err(Broken::Overrun);
-        }
+        self.check(words)?;
         self.consumer.visible(words.tail)
+    }
+
+    /// Whether the words that are ours are what was stored.
+    #[inline]
+    pub(super) fn check(&self, words: &RingWords) -> Result<(), Broken> {
+        if words.done == self.done && words.cookie == self.consumer.cookie() {
+            Ok(())
+        } else {
+            Err(Broken::Overrun)
+        }
     }
 
     /// Takes the leading NOPs of `copies`, which is all that executing them takes.

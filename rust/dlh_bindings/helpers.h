@@ -30,6 +30,8 @@ bool dlh_vcpu_in_run(const struct kvm_vcpu *vcpu);
 bool dlh_vcpu_runs_here(const struct kvm_vcpu *vcpu);
 bool dlh_vcpu_will_block(const struct kvm_vcpu *vcpu);
 bool dlh_vcpu_is_refused(const struct kvm_vcpu *vcpu);
+void dlh_vcpu_srcu_unlock(struct kvm_vcpu *vcpu);
+void dlh_vcpu_srcu_lock(struct kvm_vcpu *vcpu);
 u64 dlh_vcpu_guest_tsc(const struct kvm_vcpu *vcpu);
 int dlh_kvm_pid(const struct kvm *kvm);
 #define DLH_KVM_NAME 32U

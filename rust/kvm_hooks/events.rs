@@ -13,7 +13,7 @@ pub trait Events: Send + Sync + Sized + 'static {
     ///
     /// # Context
     ///
-    /// On the vCPU's thread inside KVM_RUN; may sleep; `kvm->srcu` is held for reading.
+    /// On the vCPU's thread inside KVM_RUN; may sleep; `kvm->srcu` is not held.
     fn hypercall(this: ArcBorrow<'_, Self>, vcpu: &Vcpu, call: HypercallArgs) -> i64;
 
     /// The guest of this vCPU has just exited.
@@ -28,7 +28,7 @@ pub trait Events: Send + Sync + Sized + 'static {
     ///
     /// # Context
     ///
-    /// On the vCPU's thread; preemption off; spin locks may be taken. Reported for every vCPU's return.
+    /// On the vCPU's thread; spin locks may be taken; must not sleep. Reported for every vCPU's return.
     fn left(&self);
 
     /// KVM has made this VM; from here on it ends by its reference count.

@@ -179,7 +179,12 @@ unsafe extern "C" fn hypercall_entry<E: Events>(
     // SAFETY: The vCPU is loaded on this thread, so its registers are current.
     unsafe { bindings::dlh_hypercall_read(vcpu, &mut call) };
     let args = HypercallArgs { function: call.function, arg: call.arg };
+    // A call may wait for as long as an operation takes; nobody shall wait for that to change memslots.
+    // SAFETY: KVM holds it here, on this thread, and its callers use no memslot that they found before.
+    unsafe { bindings::dlh_vcpu_srcu_unlock(vcpu) };
     let result = E::hypercall(target.events.as_arc_borrow(), handle, args);
+    // SAFETY: As KVM left it.
+    unsafe { bindings::dlh_vcpu_srcu_lock(vcpu) };
     // SAFETY: As above; `vcpu->run` belongs to this thread while it is in KVM_RUN.
     unsafe { bindings::dlh_hypercall_return(vcpu, result) };
     1

@@ -19,7 +19,7 @@ use core::{
     sync::atomic::{AtomicPtr, Ordering},
 };
 
-use dlh_abi::{Call, Error as CallError, Operation, Status};
+use dlh_abi::{Call, Error as CallError, Operation, Status, FEATURE_FREE_PAGES};
 use dlh_bindings as bindings;
 use kernel::{
     new_mutex,
@@ -136,6 +136,12 @@ impl<F: Feed> Registry<F> {
         let number = usize::from(ops.number);
         let complete = ops.attach.is_some() && ops.detach.is_some() && ops.execute.is_some();
         if ops.version != bindings::KVM_DLH_OPS_VERSION || number == 0 || !complete {
+            return Err(EINVAL);
+        }
+        // Bits that the ABI gives a meaning belong to their operation.
+        let own =
+            if number == usize::from(Operation::FREE_PAGES.0) { FEATURE_FREE_PAGES } else { 0 };
+        if ops.feature & bindings::KVM_DLH_F_RESERVED & !own != 0 {
             return Err(EINVAL);
         }
         let slot = self.slots.get(number).ok_or(EINVAL)?;

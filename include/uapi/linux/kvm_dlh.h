@@ -68,7 +68,6 @@
  *           end, at least 1: call again for the rest. Each has its status; tags
  *           are not looked at.
  *
- * KICK answers -KVM_DLH_EBUSY when its time is up: call again.
  * CALL and CALLS execute what is visible in the caller's own ring first.
  */
 #define KVM_DLH_FN_FEATURES		0
@@ -86,6 +85,8 @@
 #define KVM_DLH_F_FREE_PAGES		(1U << 2)
 #define KVM_DLH_F_CALLS			(1U << 3)
 #define KVM_DLH_F_TRACE			(1U << 4)
+/* Bits that this header gives a meaning, or will; the others are for operations of other modules. */
+#define KVM_DLH_F_RESERVED		0xffffU
 
 /* Errors: returned in RAX, or as an entry's status, negated. */
 #define KVM_DLH_EREFUSED	1101	/* caller is in SMM, nested or encrypted (SEV-ES and later) */

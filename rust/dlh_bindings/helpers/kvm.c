@@ -17,16 +17,34 @@ int dlh_vcpu_id(const struct kvm_vcpu *vcpu)
 	return vcpu->vcpu_id;
 }
 
+/*
+ * KVM holds kvm->srcu around the handling of an exit, for the memslots. On the vCPU's thread, in a
+ * handler that uses none: those who change memslots need not wait for it meanwhile.
+ */
+void dlh_vcpu_srcu_unlock(struct kvm_vcpu *vcpu)
+{
+	kvm_vcpu_srcu_read_unlock(vcpu);
+}
+
+void dlh_vcpu_srcu_lock(struct kvm_vcpu *vcpu)
+{
+	kvm_vcpu_srcu_read_lock(vcpu);
+}
+
 /* Set by KVM_RUN around kvm_arch_vcpu_ioctl_run() (virt/kvm/kvm_main.c). */
 bool dlh_vcpu_in_run(const struct kvm_vcpu *vcpu)
 {
 	return READ_ONCE(vcpu->wants_to_run);
 }
 
-/* Whether the current thread is inside KVM_RUN for it, in the address space of the VMM. */
+/*
+ * Whether the current thread is inside KVM_RUN for it, in the address space of the VMM. KVM_RUN notes
+ * the thread before it sets wants_to_run.
+ */
 bool dlh_vcpu_runs_here(const struct kvm_vcpu *vcpu)
 {
-	return READ_ONCE(vcpu->wants_to_run) && vcpu->kvm->mm == current->mm;
+	return READ_ONCE(vcpu->wants_to_run) && READ_ONCE(vcpu->pid) == task_pid(current) &&
+	       vcpu->kvm->mm == current->mm;
 }
 
 /* Whether KVM_RUN waits for an event before the guest is entered again. On its own thread. */

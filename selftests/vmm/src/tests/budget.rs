@@ -25,6 +25,7 @@ pub(super) fn short_cases() -> Vec<Case> {
         Case::new("what a drain leaves is executed before the vCPU waits", before_waiting),
         Case::new("what a drain leaves is executed before the VMM runs", before_vmm),
         Case::new("what a drain leaves is executed before KICK returns", before_kick),
+        Case::new("what another vCPU's KICK leaves does not keep the VM", kick_and_go),
         Case::new("an array of calls is cut short", array),
     ]
 }
@@ -98,6 +99,34 @@ fn before_kick() -> CaseResult {
     let result = vm.vcpus[1].hypercall(Function::Kick as u64, ring.id(), 0, 0)?;
     check_eq!((result, ring.done()), (0, ring.tail()), "KICK, and done after it");
     vm.stats()?.check_law()?;
+    Ok(Verdict::Pass)
+}
+
+fn kick_and_go() -> CaseResult {
+    for _ in 0..4 {
+        let mut vm = Vm::new(VmConfig { vcpus: 2, ..VmConfig::default() })?;
+        let mut ring = Ring::set_up(&mut vm, 0, BASE, 65536, 0)?;
+        ring.push(&NOP, 20000)?;
+        let mut kicker = vm.vcpus.remove(1);
+        let id = ring.id();
+        // The ring's own vCPU never runs again; its ring is filled while another one has it drained.
+        with_vcpu(
+            &mut kicker,
+            |kicker| kicker.hypercall(Function::Kick as u64, id, 0, 0).map(drop),
+            || {
+                let begin = Instant::now();
+                while ring.tail() < 60000 && begin.elapsed() < Duration::from_secs(2) {
+                    ring.push(&NOP, 1)?;
+                }
+                Ok(())
+            },
+        )?;
+        vm.stats()?.check_law()?;
+        drop((kicker, vm));
+        wait_until(Duration::from_secs(10), "the module has forgotten the VM", || {
+            crate::stats::directories("kvm_dlh", std::process::id()).is_ok_and(|d| d.is_empty())
+        })?;
+    }
     Ok(Verdict::Pass)
 }
 

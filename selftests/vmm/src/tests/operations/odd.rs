@@ -62,6 +62,9 @@ pub(super) fn refused(build: &Build) -> CaseResult {
         "no_attach=1",
         "no_detach=1",
         "no_execute=1",
+        // Bits with a meaning of their own.
+        "feature=1",
+        "feature=4",
     ] {
         refuse(build, &[parameters], INVALID)?;
     }
@@ -69,6 +72,8 @@ pub(super) fn refused(build: &Build) -> CaseResult {
     build.samples.insert(IN_C.module)?;
     let account = IN_C.attach(&mut vm)?;
     refuse(build, &["number=32"], BUSY)?;
+    // Built in.
+    refuse(build, &["number=2"], BUSY)?;
     refuse(build, &["number=32", "version=2"], INVALID)?;
     check_eq!(
         insert(&mut vm, IN_C.call(9, Ending::Late(1)))?,
