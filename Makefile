@@ -20,7 +20,7 @@ ENTER := tools/enter
 # Static, for guests without libraries.
 CARGO_BUILD = env RUSTFLAGS="-C target-feature=+crt-static" \
 	cargo build --release --locked --target x86_64-unknown-linux-gnu
-PROGRAMS := dlh-churn dlh-vmm
+PROGRAMS := dlh-churn dlh-kexec dlh-vmm
 FAULTS := report_early missing_hook
 
 .PHONY: modules

@@ -16,18 +16,20 @@ def main() -> int:
     parser.add_argument("--mem", default=Options.mem)
     parser.add_argument("--icount", action="store_true", help="count instructions as time (one CPU)")
     parser.add_argument("--timeout", type=float, default=Options.timeout, metavar="SECONDS")
+    parser.add_argument("--suspend", action="store_true", help="devices that outlive being suspended")
     parser.add_argument("--append", default="", help="more kernel command line")
     parser.add_argument("--qemu", default="", help="more QEMU arguments")
     parser.add_argument("--results", default="l1", metavar="NAME", help="logs go to build/results/NAME")
     parser.add_argument("command", nargs="+", help="command; a single argument is a shell script")
     arguments = parser.parse_args()
     options = Options(
-        arguments.smp,
-        arguments.mem,
-        arguments.icount,
-        arguments.timeout,
-        arguments.append,
-        tuple(shlex.split(arguments.qemu)),
+        smp=arguments.smp,
+        mem=arguments.mem,
+        icount=arguments.icount,
+        timeout=arguments.timeout,
+        suspend=arguments.suspend,
+        append=arguments.append,
+        qemu=tuple(shlex.split(arguments.qemu)),
     )
     command = arguments.command
     script = command[0] if len(command) == 1 else shlex.join(command)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from typing import NamedTuple
@@ -27,12 +28,18 @@ class Agent:
         self._received = b""
         self._number = 0
 
-    def wait_ready(self, timeout: float) -> int:
-        """Waits for the guest's init; returns the exit status of its /start script."""
-        verb, status = self._line(time.monotonic() + timeout).split()
-        if verb != "READY":
-            raise RuntimeError(f"the guest's init said {verb!r} first")
-        return int(status)
+    def wait_ready(self, timeout: float, again: bool = False) -> int:
+        """Waits for the guest's init; returns the exit status of its /start script.
+
+        again: this is not the first init, and what the one before was saying is passed over.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            line = self._line(deadline)
+            if match := re.search(r"READY (\d+)$" if again else r"^READY (\d+)$", line):
+                return int(match[1])
+            if not again:
+                raise RuntimeError(f"the guest's init said {line!r} first")
 
     def send(self, command: str) -> int:
         """Starts a command; its number is for `receive`."""

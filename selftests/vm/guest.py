@@ -47,6 +47,9 @@ class Guest:
     start: shell script the guest runs before it is ready.
     memory_backend: a QEMU object such as "memory-backend-memfd,share=on" in place of anonymous memory.
     console: ttyS0 shows earlier messages than hvc0, and is slower.
+    reboot: the guest may reset itself, or be reset; otherwise that ends its VMM. See `wait_reboot`.
+    panics: the guest is made to panic: `run` does not look at its console log, the test has to.
+    incoming: a file that `save` made of a guest with the same arguments: it is not booted, it goes on.
     """
 
     _count = 0
@@ -67,15 +70,20 @@ class Guest:
         memory_backend: str = "",
         console: str = "hvc0",
         cpu: str = "host",
+        reboot: bool = False,
+        panics: bool = False,
+        incoming: Path | None = None,
         qemu: Sequence[str] = (),
     ) -> None:
         Guest._count += 1
         self.name = f"guest{Guest._count}"
-        self.console_log = RESULTS / f"{self.name}.log"
+        # The machine scans guest*.log for what must not be there.
+        self.console_log = RESULTS / f"{'panics-' if panics else ''}{self.name}.log"
         self.vmm_log = RESULTS / f"vmm-{self.name}.log"
         self._directory = tempfile.TemporaryDirectory(prefix=f"{self.name}-")
         directory = Path(self._directory.name)
         self._started = time.monotonic()
+        self._incoming = incoming
 
         names = [str(module) for module in modules]
         if balloon or free_page_reporting:
@@ -86,12 +94,14 @@ class Guest:
             # On q35 even that fails now and then: use microvm there.
             append = f"nohz=off highres=off {append}"
         initrd = directory / "initramfs.cpio"
-        _write_initramfs(initrd, names, binaries, files or {}, start)
+        write_initramfs(initrd, names, binaries, files or {}, start)
 
         arguments = [
             "qemu-system-x86_64",
             *("-accel", "kvm", "-cpu", cpu, "-M", MACHINES.get(machine, machine)),
-            *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+            *("-nodefaults", "-no-user-config", "-display", "none"),
+            *(() if reboot else ("-no-reboot",)),
+            *(("-incoming", "defer") if incoming else ()),
             *("-smp", str(smp), "-m", mem),
             *("-kernel", f"/kernel/{os.environ['KREL']}/vmlinuz", "-initrd", str(initrd)),
             *("-append", f"console={console} loglevel=7 panic=-1 oops=panic {append}".strip()),
@@ -133,11 +143,27 @@ class Guest:
 
     def wait_ready(self, timeout: float = 120) -> None:
         """Waits until the guest's shell is there and its start script has succeeded."""
+        if self._incoming:
+            # Only now: the guest's port was to be connected first.
+            self.qmp("migrate-incoming", uri=f"file:{self._incoming}")
+            self._wait_migrated(timeout)
+            self.boot_seconds = time.monotonic() - self._started
+            return
         status = self._with_console(lambda: self.agent.wait_ready(timeout))
         if status:
             _, log = self.run("cat /tmp/start.log")
             raise GuestError(f"{self.name}: its start script ended with {status}:\n{log}")
         self.boot_seconds = time.monotonic() - self._started
+
+    def wait_reboot(self, timeout: float = 120) -> None:
+        """Waits until the shell of the guest's next kernel is there; its start script must succeed."""
+        if self._with_console(lambda: self.agent.wait_ready(timeout, again=True)):
+            raise self._error("its start script failed")
+
+    def save(self, path: Path, timeout: float = 60) -> None:
+        """Writes the guest's state to a file. The guest stands still then."""
+        self.qmp("migrate", uri=f"file:{path}")
+        self._wait_migrated(timeout)
 
     def run(self, command: str, timeout: float = 60) -> Result:
         """Runs shell commands in the guest; returns (status, output)."""
@@ -192,6 +218,16 @@ class Guest:
         """Runs a command of QEMU's control socket."""
         return self._qmp.command(command, **arguments)
 
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The data of the events of a name that the VMM has sent so far."""
+        self.qmp("query-status")
+        return [event.get("data", {}) for event in self._qmp.events if event["event"] == name]
+
+    def hmp(self, line: str) -> None:
+        """Runs a line of QEMU's monitor for people; if that says anything, it is an error."""
+        if said := self.qmp("human-monitor-command", command_line=line).strip():
+            raise self._error(f"the monitor says to {line!r}: {said}")
+
     def alive(self) -> bool:
         """Whether the VMM still runs."""
         return self.process.poll() is None
@@ -224,6 +260,13 @@ class Guest:
     ) -> None:
         self.kill()
 
+    def _wait_migrated(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while (info := self.qmp("query-migrate")).get("status") != "completed":
+            if info.get("status") == "failed" or time.monotonic() > deadline:
+                raise self._error(f"its state does not move: {info}")
+            time.sleep(0.05)
+
     def _connect(self, path: Path, timeout: float = 30) -> socket.socket:
         deadline = time.monotonic() + timeout
         connection = socket.socket(socket.AF_UNIX)
@@ -251,13 +294,14 @@ class Guest:
         )
 
 
-def _write_initramfs(
+def write_initramfs(
     target: Path,
     modules: Sequence[str],
     binaries: Sequence[str | Path],
     files: Mapping[str, str | Path],
-    start: str,
+    start: str = "",
 ) -> None:
+    """Writes the image that a guest with these arguments boots from."""
     image = Initramfs(Path(__file__).with_name("l2-init").read_text())
     tree = ModuleTree(Path("/usr/lib/modules") / os.environ["KREL"])
     for module in modules:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import shlex
 import shutil
@@ -30,6 +31,8 @@ class Options:
     mem: str = "6G"
     icount: bool = False
     timeout: float = 300.0
+    suspend: bool = False
+    """Whether L1's devices outlive being suspended (not hibernation, that resets them)."""
     append: str = ""
     qemu: tuple[str, ...] = ()
 
@@ -153,6 +156,24 @@ class Machine:
             accel_options = ["-accel", "kvm", "-cpu", "host"]
         else:
             accel_options = ["-accel", "tcg,thread=multi", "-cpu", "EPYC"]
+        ports = itertools.count(1)
+
+        def virtio(device: str) -> tuple[str, ...]:
+            if not options.suspend:
+                return ("-device", device)
+            # 9p's driver cannot set a device up again, and the serial port's loses the state of its host.
+            # They need not if the device keeps its own; for that it has to be behind a port.
+            port = next(ports)
+            return (
+                *("-device", f"pcie-root-port,id=port{port},chassis={port}"),
+                *("-device", f"{device},bus=port{port},x-pcie-pm-no-soft-reset=on"),
+            )
+
+        def share(tag: str, path: Path, writable: bool) -> tuple[str, ...]:
+            readonly = "off" if writable else "on"
+            local = f"local,id={tag},path={path},security_model=none,multidevs=remap,readonly={readonly}"
+            return ("-fsdev", local, *virtio(f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"))
+
         return [
             "qemu-system-x86_64",
             *("-M", "q35", "-nodefaults", "-display", "none", "-no-reboot", "-run-with", "exit-with-parent=on"),
@@ -161,19 +182,11 @@ class Machine:
             *("-kernel", str(self.kernel / "vmlinuz"), "-initrd", str(initramfs)),
             *("-append", f"{command_line} {options.append}".strip()),
             *("-serial", f"file:{self.kernel_log}"),
-            *("-device", "virtio-serial-pci", "-chardev", f"file,id=output,path={self.output_log}"),
-            *("-device", "virtserialport,chardev=output"),
-            *_share("root", ROOT_IMAGE, writable=False),
-            *_share("repository", REPOSITORY, writable=False),
-            *_share("kernel", Path("/kernel"), writable=False),
-            *_share("results", self.share, writable=True),
+            *virtio("virtio-serial-pci"),
+            *("-chardev", f"file,id=output,path={self.output_log}", "-device", "virtserialport,chardev=output"),
+            *share("root", ROOT_IMAGE, writable=False),
+            *share("repository", REPOSITORY, writable=False),
+            *share("kernel", Path("/kernel"), writable=False),
+            *share("results", self.share, writable=True),
             *options.qemu,
         ]
-
-
-def _share(tag: str, path: Path, writable: bool) -> tuple[str, ...]:
-    readonly = "off" if writable else "on"
-    return (
-        *("-fsdev", f"local,id={tag},path={path},security_model=none,multidevs=remap,readonly={readonly}"),
-        *("-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"),
-    )

@@ -54,6 +54,8 @@ class Test:
                         options = replace(options, timeout=float(value))
                     case "icount" if value in ("yes", "no"):
                         options = replace(options, icount=value == "yes")
+                    case "suspend" if value in ("yes", "no"):
+                        options = replace(options, suspend=value == "yes")
                     case "qemu":
                         options = replace(options, qemu=tuple(shlex.split(value)))
                     case _:
