@@ -53,7 +53,7 @@ def calls_work() -> bool:
     """A guest's ring, KICK and other hypercalls."""
     results = [
         run(VMM, "ktap", "--only", "KICK", "ring"),
-        run(VMM, "ktap", "discovery", "--expect-features=3"),
+        run(VMM, "ktap", "discovery", "--expect-features=27"),
     ]
     for result in results:
         if result.returncode:
