@@ -93,6 +93,8 @@ def run_test(test: Test, console: Console, expected: float | None) -> tuple[Ktap
 
     machine = Machine(RESULTS / test.name, test.options)
     outcome = machine.run(f"exec {test.path}", line)
+    if outcome.boots > 1:
+        console.say(test, f"# the host under test was booted {outcome.boots} times: it hung before the test began")
     parser.end(outcome.status)
     if outcome.problem:
         parser.failed += 1
