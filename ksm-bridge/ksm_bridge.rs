@@ -4,7 +4,7 @@
 //!
 //! One way through, one file a step:
 //!
-//! FREE_PAGES ([`operation`]) -> free-page map ([`map`]) -> worker of the VM ([`merger`]) -> zero page
+//! FREE_PAGES ([`operation`]) -> worker of the VM ([`merger`]) -> free-page map ([`map`]) -> zero page
 //! (`kvm_merge`), with statistics ([`stats`]) beside every step.
 //!
 //! # Locking
@@ -15,8 +15,8 @@
 //! 2. `Merger::map`
 //! 3. `Merger::requests` (spin lock)
 //!
-//! kvm_dlh.ko's locks are taken inside `batch` when a token is completed, and are held around `map` and
-//! `requests` when a call is executed; none of ours is held around both.
+//! kvm_dlh.ko's locks are taken inside `batch` when a token is completed, and are held around `requests`
+//! when a call is executed; none of ours is held around both.
 
 use kernel::prelude::*;
 

@@ -12,12 +12,13 @@
 //!
 //! Outermost first; see `docs/locking.md`.
 //!
-//! 1. `Host::vms`
-//! 2. `VmQueue::rings`
-//! 3. `Ring::drain` (held while operations execute)
-//! 4. `Ring::state`
-//! 5. `Ring::late`, `Host::ticker`
-//! 6. `VmQueue::inserted`, `Ring::unfinished`, `Ring::runner` (spin locks)
+//! 1. `Registry::changes`
+//! 2. `Host::vms`
+//! 3. `VmQueue::rings`
+//! 4. `Ring::drain` (held while operations execute), `Contexts::tables`
+//! 5. `Ring::state`
+//! 6. `Ring::late`, `Host::ticker`
+//! 7. `VmQueue::inserted`, `Unfinished::counts`, `Ring::runner` (spin locks)
 
 use kernel::{prelude::*, time::Delta};
 

@@ -21,8 +21,14 @@
  *	arg[1]	bits 0 to 31: how the call ends, enum ending below
  *		bits 32 to 63: milliseconds until then, for ENDS_LATE; otherwise 0
  *
- * There is no feature bit for it: those belong to the ABI (uapi/linux/kvm_dlh.h). A guest that calls a host
+ * This sample shows no feature bit; those outside of KVM_DLH_F_RESERVED are free (uapi/linux/kvm_dlh.h). A guest that calls a host
  * without this module gets -KVM_DLH_EOPERATION, and does without.
+ *
+ * To see it at work (make samples-env programs before; the last number is how the call ends):
+ *
+ *	tools/l1 -- bash -c 'insmod build/modules/kvm_dlh.ko; insmod build/samples/dlh_sample_c.ko
+ *		timeout 5 build/bin/dlh-vmm flood 32 7 0 & sleep 4
+ *		head /sys/kernel/debug/kvm_dlh/[0-9]*-[0-9]*/operations'
  */
 
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
@@ -38,7 +44,7 @@
 #include <linux/spinlock.h>
 #include <linux/workqueue.h>
 
-/* 2 to KVM_DLH_MAX_OPS - 1, and agreed on with the guests: nobody hands numbers out. */
+/* 3 to KVM_DLH_MAX_OPS - 1, and agreed on with the guests: nobody hands numbers out. */
 #define NUMBER		32
 
 /* A vCPU does not return to its VMM, and a VM does not end, before its calls have ended: keep this short. */

@@ -25,8 +25,10 @@
 //! - `arg[1]`: bits 0 to 31: how the call ends, 0 to 3 in the order of [`Ending`]; bits 32 to 63:
 //!   milliseconds until then, for [`Ending::Late`], otherwise 0
 //!
-//! There is no feature bit for it: those belong to the ABI (`uapi/linux/kvm_dlh.h`). A guest that calls
+//! This sample shows no feature bit; those outside of KVM_DLH_F_RESERVED are free (`uapi/linux/kvm_dlh.h`). A guest that calls
 //! a host without this module gets EOPERATION, and does without.
+//!
+//! An operation in Rust is built with this repository's crates, as here; one in C needs the header only.
 
 use dlh_abi::{Error as CallError, Operation as Number, Status};
 use kernel::{
@@ -108,7 +110,7 @@ struct Accumulator {
 }
 
 impl Operation for Accumulator {
-    /// 2 to 63, and agreed on with the guests: nobody hands numbers out.
+    /// 3 to 63, and agreed on with the guests: nobody hands numbers out.
     const NUMBER: Number = Number(33);
     const FEATURE: u32 = 0;
     type Context = Context;

@@ -37,7 +37,8 @@ struct kvm_dlh_token {
  * @owner:	THIS_MODULE
  * @attach:	first call of this operation in a VM: makes the VM's context. May sleep; on a thread of
  *		the VMM, so current->mm is the VM's. Returns 0 and a context that is not NULL, or -errno
- *		(the call is then declined with -KVM_DLH_ENOMEM).
+ *		(the call is then declined with -KVM_DLH_ENOMEM). kvm->srcu may be held for reading, here and
+ *		in @execute: neither may wait for a change of memslots.
  * @detach:	the VM or the operation goes away. Completes every token it still holds; afterwards
  *		the context is not used again. May sleep. Any thread.
  * @execute:	one call. @arg points to two words of a private copy; they are the guest's and must be
@@ -57,7 +58,7 @@ struct kvm_dlh_ops {
 };
 
 /*
- * -EINVAL: version or number; -EBUSY: the number is taken. May sleep. The table must stay until
+ * -EINVAL: version, number, reserved feature bits, or a callback missing; -EBUSY: the number is taken. May sleep. The table must stay until
  * kvm_dlh_unregister_ops() has returned.
  */
 int kvm_dlh_register_ops(const struct kvm_dlh_ops *ops);

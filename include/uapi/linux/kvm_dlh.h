@@ -89,17 +89,17 @@
 #define KVM_DLH_F_RESERVED		0xffffU
 
 /* Errors: returned in RAX, or as an entry's status, negated. */
-#define KVM_DLH_EREFUSED	1101	/* caller is in SMM, nested or encrypted (SEV-ES and later) */
+#define KVM_DLH_EREFUSED	1101	/* caller is in SMM, nested, or in a VM of a special type */
 #define KVM_DLH_EFUNCTION	1102	/* unknown function */
-#define KVM_DLH_EALIGN		1103	/* ring address not page aligned */
-#define KVM_DLH_ESIZE		1104	/* ring size no power of two or out of range */
+#define KVM_DLH_EALIGN		1103	/* ring not page aligned, array not 32-byte aligned */
+#define KVM_DLH_ESIZE		1104	/* ring size no power of two, or a size out of range */
 #define KVM_DLH_EMEMORY		1105	/* range not inside one usable memslot */
 #define KVM_DLH_ENORING		1106	/* no such ring */
 #define KVM_DLH_EOPERATION	1107	/* unknown operation */
 #define KVM_DLH_EARGUMENT	1108	/* reserved bits set or argument out of range */
 #define KVM_DLH_EBUSY		1109	/* declined: the host has no room for it now */
 #define KVM_DLH_ENOMEM		1110	/* the host could not allocate */
-#define KVM_DLH_EGONE		1111	/* declined: the operation or the ring went away */
+#define KVM_DLH_EGONE		1111	/* declined: the operation, its worker or the module went away */
 
 /* Operations. */
 #define KVM_DLH_OP_NOP		0
