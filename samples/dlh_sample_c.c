@@ -28,7 +28,7 @@
  *
  *	tools/l1 -- bash -c 'insmod build/modules/kvm_dlh.ko; insmod build/samples/dlh_sample_c.ko
  *		timeout 5 build/bin/dlh-vmm flood 32 7 0 & sleep 4
- *		head /sys/kernel/debug/kvm_dlh/[0-9]*-[0-9]*/operations'
+ *		grep -r . /sys/kernel/debug/kvm_dlh --include operations'
  */
 
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
