@@ -81,20 +81,21 @@ impl Known {
         self.descriptor = descriptor;
     }
 
-    /// As KVM calls its own, `<pid>-<fd>`; with the module's number of the VM where that was taken.
+    /// As KVM calls its own, `<pid>-<fd>`; with the module's number of the VM where that was taken. Of
+    /// several, the one that was not there before; the name itself may have been, and be free again since.
     fn directory_by_name(&self) -> Result<Option<PathBuf>> {
         let pid = std::process::id();
         let name = format!("{pid}-{}", self.descriptor);
-        let number = |path: &PathBuf| -> Option<i64> {
-            let rest = path.file_name()?.to_str()?.strip_prefix(&name)?;
-            if rest.is_empty() {
-                Some(-1)
-            } else {
-                rest.strip_prefix('.')?.parse().ok()
-            }
+        let numbered = format!("{name}.");
+        let is_ours = |path: &PathBuf| {
+            let file = path.file_name().map(|file| file.to_string_lossy().into_owned());
+            file.is_some_and(|file| file == name || file.starts_with(&numbered))
         };
-        let found = directories("kvm_dlh", pid)?;
-        Ok(found.into_iter().filter(|path| number(path).is_some()).max_by_key(number))
+        let mut found = directories("kvm_dlh", pid)?;
+        found.retain(is_ours);
+        let new = found.iter().find(|path| !self.before.contains(path));
+        let same = || found.iter().find(|path| path.ends_with(&name));
+        Ok(new.or_else(same).cloned())
     }
 
     /// What kvm_dlh says of the VM's rings.
