@@ -52,12 +52,6 @@ impl Place {
         GuestWindow::at(slots, self.hva, self.bytes)
     }
 
-    /// The address in the VMM.
-    #[inline]
-    pub fn hva(&self) -> Hva {
-        self.hva
-    }
-
     /// The guest-physical address.
     #[inline]
     pub fn gpa(&self) -> Gpa {
