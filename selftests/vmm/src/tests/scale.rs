@@ -105,25 +105,7 @@ fn many_vcpus() -> CaseResult {
 /// What a process that [`many_vms`] starts does: it makes VMs, each with a ring, and lets them go, some with
 /// work to do, some without, some without the ring. Prints how many.
 pub(crate) fn come_and_go(count: u32, seconds: u64) -> Result<()> {
-    let (started, limit) = (Instant::now(), Duration::from_secs(seconds));
-    let mut made = 0;
-    while made < count && started.elapsed() < limit {
-        let mut vm = Vm::new(VmConfig { memory: 16 * PAGE, ..VmConfig::default() })?;
-        let mut ring = Ring::set_up(&mut vm, 0, BASE, 64, made)?;
-        ring.push(&NOP, 3)?;
-        match made % 4 {
-            0 => vm.vcpus[0].exit(Exit::Pio)?,
-            1 => vm.vcpus[0].exit(Exit::Cpuid)?,
-            2 => {
-                let rax = vm.hypercall(0, TEARDOWN, ring.id(), 0, 0)?;
-                check_eq!(rax, 0, "RING_TEARDOWN");
-            }
-            _ => (),
-        }
-        vm.stats()?.check_law()?;
-        made += 1;
-    }
-    println!("{made}");
+    println!("{}", super::races::vms_in_turn(count, Duration::from_secs(seconds))?);
     Ok(())
 }
 
