@@ -8,8 +8,9 @@ purpose: it gives pages back before the host has finished with them (DESIGN.md r
 """
 
 from vm import ktap
-from vm.guest import Guest
+from vm.guest import Guest, GuestError
 from vm.host import Bridge, Dlh, insert_host_modules, remove_host_modules
+from vm.kernel_log import Finding, scan_file
 
 BINARY = "/src/kvm-dlh/build/bin/dlh-churn"
 BUILD = "/src/kvm-dlh/build"
@@ -40,16 +41,23 @@ for order in (9, 0):
         ktap.ok(dlh.check_law(), f"order {order}: no call is lost", dlh.all())
 
 driver = f"{BUILD}/modules-report_early/dlh_guest.ko order=0"
-with Guest(mem="384M", smp=2, modules=[driver], binaries=[BINARY]) as guest:
+# What it loses may be the guest's kernel's as well as its processes'.
+with Guest(mem="384M", smp=2, modules=[driver], binaries=[BINARY], panics=True) as guest:
     ktap.ok("TEST BUILD" in guest.check("dmesg"), "the driver that breaks the rule says so")
     wrong = laps = 0
+    died: list[Finding] = []
     for _ in range(4):
-        more, _, lost = check(guest, 20)
+        try:
+            more, _, lost = check(guest, 20)
+        except GuestError:
+            died = scan_file(guest.console_log)
+            break
         laps, wrong = laps + more, wrong + lost
         if wrong:
             break
-    ktap.comment(f"rule 1 broken: {laps} laps, {wrong} wrong words")
-    ktap.ok(wrong > 0, "and the check finds what it loses", laps)
+    how = f", and the guest's kernel said {died[0].line!r}" if died else ""
+    ktap.comment(f"rule 1 broken: {laps} laps, {wrong} wrong words{how}")
+    ktap.ok(wrong > 0 or died, "and the check finds what it loses", laps)
     guest.kill()
 ktap.ok(True, "the host goes on")
 remove_host_modules()

@@ -16,6 +16,7 @@ def main() -> int:
     parser.add_argument("--mem", default=Options.mem)
     parser.add_argument("--icount", action="store_true", help="count instructions as time (one CPU)")
     parser.add_argument("--timeout", type=float, default=Options.timeout, metavar="SECONDS")
+    parser.add_argument("--one-thread", action="store_true", help="emulate all CPUs in one thread")
     parser.add_argument("--suspend", action="store_true", help="devices that outlive being suspended")
     parser.add_argument("--append", default="", help="more kernel command line")
     parser.add_argument("--qemu", default="", help="more QEMU arguments")
@@ -27,6 +28,7 @@ def main() -> int:
         mem=arguments.mem,
         icount=arguments.icount,
         timeout=arguments.timeout,
+        one_thread=arguments.one_thread,
         suspend=arguments.suspend,
         append=arguments.append,
         qemu=tuple(shlex.split(arguments.qemu)),

@@ -37,6 +37,8 @@ class Options:
     timeout: float = 300.0
     suspend: bool = False
     """Whether L1's devices outlive being suspended (not hibernation, that resets them)."""
+    one_thread: bool = False
+    """Whether the emulator runs all CPUs in one thread: slower, and without the races of its own."""
     append: str = ""
     qemu: tuple[str, ...] = ()
 
@@ -173,7 +175,8 @@ class Machine:
         elif accel == "kvm":
             accel_options = ["-accel", "kvm", "-cpu", "host"]
         else:
-            accel_options = ["-accel", "tcg,thread=multi", "-cpu", "EPYC"]
+            threads = "single" if options.one_thread else "multi"
+            accel_options = ["-accel", f"tcg,thread={threads}", "-cpu", "EPYC"]
         ports = itertools.count(1)
 
         def virtio(device: str) -> tuple[str, ...]:

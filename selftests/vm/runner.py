@@ -54,6 +54,8 @@ class Test:
                         options = replace(options, timeout=float(value))
                     case "icount" if value in ("yes", "no"):
                         options = replace(options, icount=value == "yes")
+                    case "one_thread" if value in ("yes", "no"):
+                        options = replace(options, one_thread=value == "yes")
                     case "suspend" if value in ("yes", "no"):
                         options = replace(options, suspend=value == "yes")
                     case "qemu":

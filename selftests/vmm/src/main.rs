@@ -66,6 +66,9 @@ enum Command {
         count: u32,
         /// For how long at most.
         seconds: u64,
+        /// VMs that make no use of kvm_dlh, which need not be there: what goes wrong with those is not ours.
+        #[arg(long)]
+        stock: bool,
     },
 }
 
@@ -86,7 +89,7 @@ fn main() -> ExitCode {
             tests::races::flood_forever(&Call { op: Operation(op), arg: [arg0, arg1] })
         }
         Command::Lend => tests::lent::lend(),
-        Command::Vms { count, seconds } => tests::scale::come_and_go(count, seconds),
+        Command::Vms { count, seconds, stock } => tests::scale::come_and_go(count, seconds, stock),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -103,9 +103,15 @@ fn many_vcpus() -> CaseResult {
 }
 
 /// What a process that [`many_vms`] starts does: it makes VMs, each with a ring, and lets them go, some with
-/// work to do, some without, some without the ring. Prints how many.
-pub(crate) fn come_and_go(count: u32, seconds: u64) -> Result<()> {
-    println!("{}", super::races::vms_in_turn(count, Duration::from_secs(seconds))?);
+/// work to do, some without, some without the ring; or, if they are to be `stock`, just VMs. Prints how many.
+pub(crate) fn come_and_go(count: u32, seconds: u64, stock: bool) -> Result<()> {
+    let limit = Duration::from_secs(seconds);
+    let made = if stock {
+        super::races::stock_vms_in_turn(count, limit)
+    } else {
+        super::races::vms_in_turn(count, limit)
+    };
+    println!("{}", made?);
     Ok(())
 }
 
