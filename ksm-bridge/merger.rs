@@ -2,16 +2,19 @@
 
 //! The merger of one VM: takes what was reported, joins neighbours, releases, and only then says so.
 
-use dlh_abi::{Error as CallError, GfnRange, Status};
+use dlh_abi::{Error as CallError, Gfn, GfnRange, Status};
 use free_map::{coalesce, PageState};
 use kernel::{
     fmt, new_mutex, new_spinlock,
     prelude::*,
     sync::{Arc, Mutex, SpinLock},
+    time::{Instant, Monotonic},
 };
-use kvm_merge::{release, Job, Verdict};
+use kvm_faults::FaultEvents;
+use kvm_merge::{release, Mode, Verdict};
 use kvm_ops::Token;
 use kvm_vm::{SlotError, Vm, VmRef};
+use kvm_worker::{Job, Pace};
 
 use crate::{map::Map, stats::Stats};
 
@@ -44,15 +47,26 @@ struct Requests {
 struct Batch {
     taken: KVec<Request>,
     runs: KVec<GfnRange>,
+    pace: Pace,
+}
+
+/// How to merge: the parameters of the module.
+#[derive(Clone, Copy)]
+pub(crate) struct Policy {
+    pub(crate) mode: Mode,
+    /// Share of one CPU that a VM's worker may use.
+    pub(crate) cpu_percent: u32,
 }
 
 /// The merger.
 #[pin_data]
 pub(crate) struct Merger {
-    pid: i32,
+    policy: Policy,
+    /// What its times are counted from.
+    began: Instant<Monotonic>,
     stats: Stats,
     #[pin]
-    map: Mutex<Map>,
+    map: Map,
     #[pin]
     requests: SpinLock<Requests>,
     #[pin]
@@ -60,26 +74,27 @@ pub(crate) struct Merger {
 }
 
 impl Merger {
-    /// A merger for `vm`. May sleep.
-    pub(crate) fn new(vm: &Vm) -> Result<Arc<Self>> {
+    /// A merger for one VM. May sleep.
+    pub(crate) fn new(policy: Policy) -> Result<Arc<Self>> {
         let list = KVec::with_capacity(MOST_WAITING, GFP_KERNEL_ACCOUNT)?;
         let taken = KVec::with_capacity(MOST_WAITING, GFP_KERNEL_ACCOUNT)?;
         let runs = KVec::with_capacity(MOST_WAITING, GFP_KERNEL_ACCOUNT)?;
         Arc::pin_init(
             pin_init!(Self {
-                pid: vm.pid(),
+                policy,
+                began: Instant::now(),
                 stats: Stats::new(),
-                map <- new_mutex!(Map::new()),
+                map <- Map::new(),
                 requests <- new_spinlock!(Requests { list, closed: false }),
-                batch <- new_mutex!(Batch { taken, runs }),
+                batch <- new_mutex!(Batch { taken, runs, pace: Pace::new() }),
             }),
             GFP_KERNEL_ACCOUNT,
         )
     }
 
-    /// The pid of the VMM.
-    pub(crate) fn pid(&self) -> i32 {
-        self.pid
+    /// The free-page map.
+    pub(crate) fn map(&self) -> &Map {
+        &self.map
     }
 
     /// Accepts pages the guest does not use until `token` is completed, or gives the token back with
@@ -90,6 +105,10 @@ impl Merger {
         frames: GfnRange,
         token: Token,
     ) -> Result<(), (Token, CallError)> {
+        if vm.has_assigned_devices() {
+            self.stats.assigned();
+            return Err((token, CallError::Refused));
+        }
         // One range, one memslot: what does not fit is the guest's mistake.
         match vm.memslots().translate_all(frames) {
             Ok(_) => {}
@@ -135,7 +154,12 @@ impl Merger {
     /// Writes `name value` lines.
     pub(crate) fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.stats.show(f)?;
-        self.map.lock().show(f)
+        self.map.show(f)
+    }
+
+    /// Milliseconds since it was made; wraps.
+    fn now(&self) -> u32 {
+        self.began.elapsed().as_millis() as u32
     }
 
     fn release(&self, vm: &Vm, frames: GfnRange) {
@@ -143,13 +167,13 @@ impl Merger {
         release(
             || vm.memslots(),
             frames,
+            self.policy.mode,
             |part, verdict| {
                 self.stats.judged(part.pages(), verdict);
-                let state = match verdict {
-                    Verdict::Merged => PageState::Merged,
-                    _ => PageState::Kept,
-                };
-                self.map.lock().set(part, state);
+                match verdict {
+                    Verdict::Merged => self.map.merged(part, self.now()),
+                    _ => self.map.set(part, PageState::Unknown),
+                }
             },
         );
     }
@@ -162,15 +186,16 @@ impl Job for Merger {
 
     fn work(&self) {
         let mut batch = self.batch.lock();
-        let Batch { taken, runs } = &mut *batch;
+        let Batch { taken, runs, pace } = &mut *batch;
         core::mem::swap(&mut self.requests.lock().list, taken);
         let Some(vm) = taken.first().and_then(|request| request.vm.try_get()) else { return };
         {
-            let mut map = self.map.lock();
+            let slots = vm.memslots();
+            self.map.forget_deleted(&slots);
             for request in taken.iter() {
                 // Without memory for it the pages are merged all the same, and the map does not know.
-                if map.reserve(request.frames).is_ok() {
-                    map.set(request.frames, PageState::Reported);
+                if self.map.reserve(&slots, request.frames).is_ok() {
+                    self.map.set(request.frames, PageState::Reported);
                 }
             }
         }
@@ -188,9 +213,19 @@ impl Job for Merger {
             token.complete(Status::OK);
             drop(vm);
         }
+        drop(vm);
+        pace.keep(self.policy.cpu_percent);
     }
 
     fn killed(&self) {
         self.close();
+    }
+}
+
+impl FaultEvents for Merger {
+    fn written(&self, gfn: Gfn, generation: u64) {
+        if let Some(age) = self.map.written(gfn, generation, self.now()) {
+            self.stats.came_back(age);
+        }
     }
 }
