@@ -124,28 +124,61 @@ void dlh_file_put(struct file *file)
 	fput(file);
 }
 
-/*
- * How many bytes of a file from offset on, at most bytes, hold nothing: no page in memory or in swap.
- * Nothing stays locked: what others write there meanwhile is theirs to be seen.
- */
-unsigned long dlh_file_hole_bytes(struct file *file, u64 offset, unsigned long bytes)
+/* Whether a page of a file holds zeroes, and may go. What is larger than shmem's pages is not looked into. */
+static bool folio_is_zero(struct folio *folio, unsigned long index)
 {
-	unsigned long index = offset >> PAGE_SHIFT;
-	unsigned long end = (offset + bytes - 1) >> PAGE_SHIFT;
-	XA_STATE(xas, &file->f_mapping->i_pages, index);
-	unsigned long hole = bytes;
-	void *entry;
+	const void *page;
 
+	if (folio_test_hugetlb(folio) || !folio_test_uptodate(folio) || folio_test_mlocked(folio) ||
+	    folio_maybe_dma_pinned(folio))
+		return false;
+	page = folio_address(folio) + ((index - folio->index) << PAGE_SHIFT);
+	return !memchr_inv(page, 0, PAGE_SIZE);
+}
+
+/*
+ * How many bytes of a file from offset on, at most bytes, read as zeroes: there is no page in memory or
+ * in swap, or one of zeroes; *pages says whether there is any that nobody can write to through a shared
+ * mapping. Nothing stays locked: what others write
+ * there meanwhile is theirs to be seen.
+ */
+unsigned long dlh_file_zero_bytes(struct file *file, u64 offset, unsigned long bytes, bool *pages)
+{
+	unsigned long first = offset >> PAGE_SHIFT;
+	unsigned long count = bytes >> PAGE_SHIFT;
+	XA_STATE(xas, &file->f_mapping->i_pages, first);
+	unsigned long done = 0;
+
+	*pages = false;
 	rcu_read_lock();
-	xas_for_each(&xas, entry, end) {
-		if (xas_retry(&xas, entry))
+	while (done < count) {
+		struct folio *folio;
+		bool zero;
+
+		xas_set(&xas, first + done);
+		folio = xas_find(&xas, first + count - 1);
+		if (xas_retry(&xas, folio))
 			continue;
-		/* A large entry may begin before. */
-		hole = xas.xa_index <= index ? 0 : (xas.xa_index - index) << PAGE_SHIFT;
-		break;
+		if (!folio) {
+			done = count;
+			break;
+		}
+		/* A large folio is found at its beginning, which may lie before. */
+		done = max(done, max(xas.xa_index, first) - first);
+		if (xa_is_value(folio) || !folio_try_get(folio))
+			break;
+		zero = folio == xas_reload(&xas) && folio_is_zero(folio, first + done);
+		folio_put(folio);
+		if (!zero)
+			break;
+		*pages = true;
+		done++;
 	}
 	rcu_read_unlock();
-	return hole;
+	/* Somebody may be writing to them this moment. */
+	if (mapping_writably_mapped(file->f_mapping))
+		*pages = false;
+	return done << PAGE_SHIFT;
 }
 
 /*
