@@ -168,6 +168,14 @@ impl Mapping {
         self.advise(libc::MADV_MERGEABLE)
     }
 
+    /// Gives a part of the memory back, as a VMM does that discards memory of its guest.
+    pub(crate) fn give_back(&self, offset: usize, len: usize) -> io::Result<()> {
+        let start = self.pointer(offset, PAGE);
+        assert!(offset + len <= self.len);
+        // SAFETY: The range is this mapping's; it reads as zeroes then, which atomic words may.
+        checked(unsafe { libc::madvise(start.as_ptr().cast(), len, libc::MADV_DONTNEED) })
+    }
+
     /// Has the memory swapped out.
     pub(crate) fn page_out(&self) -> io::Result<()> {
         self.advise(libc::MADV_PAGEOUT)
