@@ -12,8 +12,8 @@ use kernel::{
 };
 use kvm_faults::FaultEvents;
 use kvm_merge::{release, Mode, Verdict};
-use kvm_ops::Token;
-use kvm_vm::{SlotError, Vm, VmRef};
+use kvm_ops::{complete_all, Token};
+use kvm_vm::{Memslots, SlotError, Span, Vm, VmRef};
 use kvm_worker::{Job, Pace};
 
 use crate::{map::Map, stats::Stats};
@@ -25,17 +25,20 @@ const MOST_WAITING: usize = 256;
 struct Request {
     frames: GfnRange,
     token: Token,
-    /// Keeps the memslots' VM until its worker has looked.
-    vm: VmRef,
+    /// What is said in the end.
+    status: Status,
 }
 
 /// The requests that wait.
 ///
 /// # Invariants
 ///
-/// `list` never grows beyond the capacity it was made with; none is added once `closed`.
+/// `list` never grows beyond the capacity it was made with; none is added once `closed`. `vm` is `Some` while
+/// there are any.
 struct Requests {
     list: KVec<Request>,
+    /// Keeps the VM until its worker has looked.
+    vm: Option<VmRef>,
     closed: bool,
 }
 
@@ -85,7 +88,7 @@ impl Merger {
                 began: Instant::now(),
                 stats: Stats::new(),
                 map <- Map::new(),
-                requests <- new_spinlock!(Requests { list, closed: false }),
+                requests <- new_spinlock!(Requests { list, vm: None, closed: false }),
                 batch <- new_mutex!(Batch { taken, runs, pace: Pace::new() }),
             }),
             GFP_KERNEL_ACCOUNT,
@@ -98,36 +101,29 @@ impl Merger {
     }
 
     /// Accepts pages the guest does not use until `token` is completed, or gives the token back with
-    /// the reason. On a thread of the VMM; may sleep.
+    /// the reason. Returns whether the worker is to be woken. On a thread of the VMM; may sleep.
     pub(crate) fn accept(
         &self,
         vm: &Vm,
         frames: GfnRange,
         token: Token,
-    ) -> Result<(), (Token, CallError)> {
-        if vm.has_assigned_devices() {
-            self.stats.assigned();
-            return Err((token, CallError::Refused));
-        }
-        // One range, one memslot: what does not fit is the guest's mistake.
-        match vm.memslots().translate_all(frames) {
-            Ok(_) => {}
-            Err(SlotError::None) => return Err((token, CallError::Memory)),
-            Err(kept) => {
-                // Nothing to do for the worker: the guest's mistake, too, but a harmless one.
-                self.stats.judged(frames.pages(), kept.into());
-                return Err((token, CallError::Memory));
-            }
-        }
-        let Some(vm) = vm.try_get() else { return Err((token, CallError::Gone)) };
+    ) -> Result<bool, (Token, CallError)> {
         let mut requests = self.requests.lock();
         if requests.closed {
             return Err((token, CallError::Gone));
         }
-        match requests.list.push_within_capacity(Request { frames, token, vm }) {
+        let first = requests.list.is_empty();
+        if first {
+            requests.vm = vm.try_get();
+        }
+        if requests.vm.is_none() {
+            return Err((token, CallError::Gone));
+        }
+        match requests.list.push_within_capacity(Request { frames, token, status: Status::OK }) {
             Ok(()) => {
                 self.stats.reported(frames.pages());
-                Ok(())
+                // Those after the first are found by whom it has woken.
+                Ok(first)
             }
             Err(full) => {
                 drop(requests);
@@ -140,15 +136,15 @@ impl Merger {
 
     /// Accepts nothing more, and completes what waits as declined. May sleep.
     pub(crate) fn close(&self) {
-        let list = {
+        let (list, vm) = {
             let mut requests = self.requests.lock();
             requests.closed = true;
-            core::mem::take(&mut requests.list)
+            (core::mem::take(&mut requests.list), requests.vm.take())
         };
-        for Request { token, vm, .. } in list {
+        for Request { token, .. } in list {
             token.complete(CallError::Gone.into());
-            drop(vm);
         }
+        drop(vm);
     }
 
     /// Writes `name value` lines.
@@ -160,6 +156,31 @@ impl Merger {
     /// Milliseconds since it was made; wraps.
     fn now(&self) -> u32 {
         self.began.elapsed().as_millis() as u32
+    }
+
+    /// Finds out what of `taken` is to be released, and fills `runs` with that. On the worker.
+    fn choose(&self, vm: &Vm, taken: &mut [Request], runs: &mut KVec<GfnRange>) {
+        let slots = vm.memslots();
+        let mut check = Check { slots: &slots, assigned: vm.has_assigned_devices(), last: None };
+        for request in taken {
+            match check.check(request.frames, &self.stats) {
+                // There is room for as many runs as for requests.
+                Ok(()) => drop(runs.push_within_capacity(request.frames)),
+                Err(e) => request.status = e.into(),
+            }
+        }
+    }
+
+    /// Notes in the map that `runs` are free. On the worker; may sleep.
+    fn note(&self, vm: &Vm, runs: &[GfnRange]) {
+        let slots = vm.memslots();
+        self.map.forget_deleted(&slots);
+        for frames in runs {
+            // Without memory for it the pages are merged all the same, and the map does not know.
+            if self.map.reserve(&slots, *frames).is_ok() {
+                self.map.set(*frames, PageState::Reported);
+            }
+        }
     }
 
     fn release(&self, vm: &Vm, frames: GfnRange) {
@@ -179,6 +200,42 @@ impl Merger {
     }
 }
 
+/// What can be said of a request before anything is released.
+struct Check<'a> {
+    slots: &'a Memslots<'a>,
+    assigned: bool,
+    /// The memslot that was looked up last.
+    last: Option<Span>,
+}
+
+impl Check<'_> {
+    /// One range, one memslot: what does not fit is the guest's mistake.
+    fn check(&mut self, frames: GfnRange, stats: &Stats) -> Result<(), CallError> {
+        if self.assigned {
+            stats.assigned();
+            return Err(CallError::Refused);
+        }
+        let holds = |slot: &Span| {
+            slot.frames.start() <= frames.start() && frames.end() <= slot.frames.end()
+        };
+        if self.last.as_ref().is_some_and(holds) {
+            return Ok(());
+        }
+        match self.slots.translate_all(frames) {
+            Ok(_) => {
+                self.last = self.slots.slot_of(frames.start()).ok();
+                Ok(())
+            }
+            Err(SlotError::None) => Err(CallError::Memory),
+            Err(kept) => {
+                // The guest's mistake, too, but a harmless one.
+                stats.judged(frames.pages(), kept.into());
+                Err(CallError::Memory)
+            }
+        }
+    }
+}
+
 impl Job for Merger {
     fn is_due(&self) -> bool {
         !self.requests.lock().list.is_empty()
@@ -187,32 +244,23 @@ impl Job for Merger {
     fn work(&self) {
         let mut batch = self.batch.lock();
         let Batch { taken, runs, pace } = &mut *batch;
-        core::mem::swap(&mut self.requests.lock().list, taken);
-        let Some(vm) = taken.first().and_then(|request| request.vm.try_get()) else { return };
-        {
-            let slots = vm.memslots();
-            self.map.forget_deleted(&slots);
-            for request in taken.iter() {
-                // Without memory for it the pages are merged all the same, and the map does not know.
-                if self.map.reserve(&slots, request.frames).is_ok() {
-                    self.map.set(request.frames, PageState::Reported);
-                }
-            }
-        }
-        for request in taken.iter() {
-            // There is room for as many runs as for requests.
-            let _ = runs.push_within_capacity(request.frames);
-        }
+        let vm = {
+            let mut requests = self.requests.lock();
+            core::mem::swap(&mut requests.list, taken);
+            requests.vm.take()
+        };
+        let Some(vm) = vm else { return };
+        self.choose(&vm, taken, runs);
         let kept = coalesce(runs);
+        self.note(&vm, &runs[..kept]);
         for frames in &runs[..kept] {
             self.release(&vm, *frames);
         }
         runs.clear();
         // Only now may the guest use any of them again (DESIGN.md rule 1).
-        while let Some(Request { token, vm, .. }) = taken.pop() {
-            token.complete(Status::OK);
-            drop(vm);
-        }
+        // The last first: each ring moves on in one step.
+        let last_first = core::iter::from_fn(|| taken.pop());
+        complete_all(last_first.map(|request| (request.token, request.status)));
         drop(vm);
         pace.keep(self.policy.cpu_percent);
     }

@@ -62,8 +62,10 @@ impl Operation for FreePages {
             Err(e) => return Outcome::Finished(token, e.into()),
         };
         match context.worker.job().accept(vm, frames, token) {
-            Ok(()) => {
-                context.worker.wake();
+            Ok(first) => {
+                if first {
+                    context.worker.wake();
+                }
                 Outcome::Pending
             }
             Err((token, e)) => Outcome::Finished(token, e.into()),

@@ -250,12 +250,16 @@ impl WorkItem for VmQueue {
 }
 
 impl Feed for VmQueue {
-    fn complete(this: Arc<Self>, call: u64, status: Status) {
-        let CallId { feed, position, op } = CallId::unpack(call);
-        if feed == INSERTED {
-            this.answer(position, status);
-        } else if let Some(ring) = this.ring(feed) {
-            ring.complete(position, op, status);
+    fn complete_all(&self, calls: impl Iterator<Item = u64>, status: Status) {
+        let mut calls = calls.map(CallId::unpack).peekable();
+        while let Some(first) = calls.next() {
+            if first.feed == INSERTED {
+                self.answer(first.position, status);
+            } else if let Some(ring) = self.ring(first.feed) {
+                let more = core::iter::from_fn(|| calls.next_if(|call| call.feed == first.feed));
+                let calls = Iterator::chain(core::iter::once(first), more);
+                ring.complete_all(calls.map(|call| (call.position, call.op)), status);
+            }
         }
     }
 }

@@ -222,7 +222,7 @@ impl Ring {
         match outcome {
             Outcome::Finished(status) => {
                 state.finish(position);
-                self.unfinished.ended();
+                self.unfinished.ended(1);
                 (state, Some(status))
             }
             Outcome::Pending => (state, None),

@@ -97,6 +97,18 @@ impl State {
         self.unfinished -= 1;
     }
 
+    /// Finishes the entry at `position` if one before it is pending, so that `done` stays where it is.
+    pub(super) fn finish_behind(&mut self, position: u32) -> bool {
+        // Those before `done` are finished; the one there is pending, or `done` would be further.
+        let first = self.advance();
+        let (word, bit) = Self::place(self.consumer.size(), first);
+        if first == position || first != self.done || self.pending[word] & bit == 0 {
+            return false;
+        }
+        self.finish(position);
+        true
+    }
+
     /// Stores the status of a declined entry. May sleep.
     pub(super) fn write_status(
         &mut self,

@@ -13,6 +13,13 @@ pub fn coalesce(ranges: &mut [GfnRange]) -> usize {
     let mut kept = 0;
     for i in 0..ranges.len() {
         let new = ranges[i];
+        // Mostly it follows the one before.
+        if let Some(last) = ranges[..kept].last_mut() {
+            if last.end() == new.start() {
+                *last = join(&[*last], new);
+                continue;
+            }
+        }
         // The runs that the new range touches: none that end before it, none that begin after it.
         let first = ranges[..kept].partition_point(|r| r.end() < new.start());
         let after = first + ranges[first..kept].partition_point(|r| r.start() <= new.end());

@@ -36,8 +36,8 @@ pub const MAX_OPERATIONS: usize = bindings::KVM_DLH_MAX_OPS as usize;
 
 /// Where calls come from, and where their completion goes.
 pub trait Feed: Send + Sync + Sized + 'static {
-    /// The call that was handed over as `call` is finished. May sleep.
-    fn complete(this: Arc<Self>, call: u64, status: Status);
+    /// The calls that were handed over as `calls` are finished. May sleep.
+    fn complete_all(&self, calls: impl Iterator<Item = u64>, status: Status);
 }
 
 /// What became of a call.
@@ -45,7 +45,7 @@ pub trait Feed: Send + Sync + Sized + 'static {
 pub enum Outcome {
     /// Finished.
     Finished(Status),
-    /// [`Feed::complete`] will be called, or has been already.
+    /// [`Feed::complete_all`] will be called, or has been already.
     Pending,
 }
 
@@ -173,13 +173,20 @@ impl<F: Feed> Registry<F> {
     }
 }
 
-/// Completes a token that was handed out by [`Registry::execute`].
+/// Completes tokens that were handed out by [`Registry::execute`].
 ///
 /// # Safety
 ///
-/// `token` came from a registry with the same `F`, and is completed for the first time.
-unsafe fn complete<F: Feed>(token: bindings::kvm_dlh_token, status: i32) {
-    // SAFETY: By the caller's promise the token owns a count.
-    let feed = unsafe { Arc::from_raw(token.feed.cast::<F>()) };
-    F::complete(feed, token.call, Status(status.min(0)));
+/// The tokens came from a registry with the same `F`, and are completed for the first time.
+unsafe fn complete_all<F: Feed>(tokens: &[bindings::kvm_dlh_token], status: i32) {
+    for tokens in tokens.chunk_by(|a, b| a.feed == b.feed) {
+        let Some(first) = tokens.first() else { continue };
+        // SAFETY: By the caller's promise each token owns a count; that of the first lasts until the end.
+        let feed = unsafe { Arc::from_raw(first.feed.cast::<F>()) };
+        F::complete_all(&feed, tokens.iter().map(|token| token.call), Status(status.min(0)));
+        for _ in tokens.iter().skip(1) {
+            // SAFETY: As above; the feeds are the same.
+            drop(unsafe { Arc::from_raw(first.feed.cast::<F>()) });
+        }
+    }
 }

@@ -13,7 +13,7 @@ subprocess.run(["insmod", "build/modules/ksm_bridge.ko", "worker_cpu_percent=100
 run = subprocess.run(["build/bin/dlh-vmm", "reclaim"], check=True, stdout=subprocess.PIPE, text=True)
 ktap.plan(3)
 ktap.comment(run.stdout)
-figures = {name: float(value) for name, value in (line.split() for line in run.stdout.splitlines())}
+figures = {name: float(value) for name, value in (line.split() for line in run.stdout.splitlines() if line[0] != "#")}
 for shape, what, bound in (
     ("2m_huge", "2 MiB blocks of huge pages", 1.2),
     ("2m_small", "2 MiB blocks of small pages", 1.2),

@@ -125,8 +125,30 @@ fn by_reports(shape: &Shape) -> Result<u64> {
     }
     check_eq!(ring.declined(), 0, "entries declined");
     let merged = vm.bridge_stats()?.get("merged_pages")?;
+    let calls = vm.bridge_stats()?.get("runs")?;
+    println!(
+        "# {}: {} ranges became {calls} runs, an empty KICK takes {empty}",
+        shape.name,
+        ranges.len()
+    );
     check_eq!(merged as usize, (ranges.len() * shape.range + shape.range) / PAGE, "merged_pages");
     Ok(sum)
+}
+
+/// Reports the same pages again and again.
+pub(crate) fn repeat(laps: u64) -> Result<()> {
+    let mut vm = Vm::new(VmConfig::default())?;
+    vm.add_memory(PLACE, Mapping::new(Backing::Anonymous, HUGE_PAGE)?)?;
+    let mut ring = Ring::set_up(&mut vm, 0, BASE, 64, 0)?;
+    for _ in 0..laps {
+        for page in 0..TOGETHER {
+            let arg = [PLACE + (page * PAGE) as u64, PAGE as u64];
+            ring.place(&Call { op: Operation::FREE_PAGES, arg })?;
+        }
+        ring.publish();
+        check_eq!(vm.hypercall(0, KICK, ring.id(), 0, 0)?, 0, "KICK");
+    }
+    Ok(())
 }
 
 /// Prints `name ticks` lines, ticks for each GiB taken back.
