@@ -200,10 +200,10 @@ impl Map {
         }
     }
 
-    /// `frames` were merged at `now`, in milliseconds.
+    /// `frames`, which are not very many, were merged at `now`, in milliseconds.
     pub(crate) fn merged(&self, frames: GfnRange, now: u32) {
-        self.set(frames, PageState::Merged);
         let mut regions = self.regions.lock();
+        regions.set(frames, PageState::Merged);
         let first = regions.first_at(frames);
         for region in regions.list.iter_mut().skip(first) {
             let pages = region.pages_of(frames);

@@ -3,7 +3,7 @@
 //! The merger of one VM: takes what was reported, joins neighbours, releases, and only then says so.
 
 use dlh_abi::{Error as CallError, Gfn, GfnRange, Status};
-use free_map::{coalesce, PageState};
+use free_map::{coalesce, extend, PageState};
 use kernel::{
     fmt, new_mutex, new_spinlock,
     prelude::*,
@@ -121,7 +121,6 @@ impl Merger {
         }
         match requests.list.push_within_capacity(Request { frames, token, status: Status::OK }) {
             Ok(()) => {
-                self.stats.reported(frames.pages());
                 // Those after the first are found by whom it has woken.
                 Ok(first)
             }
@@ -161,9 +160,12 @@ impl Merger {
     /// Finds out what of `taken` is to be released, and fills `runs` with that. On the worker.
     fn choose(&self, vm: &Vm, taken: &mut [Request], runs: &mut KVec<GfnRange>) {
         let slots = vm.memslots();
+        let pages = taken.iter().map(|request| request.frames.pages()).sum();
+        self.stats.reported(taken.len() as u64, pages);
         let mut check = Check { slots: &slots, assigned: vm.has_assigned_devices(), last: None };
         for request in taken {
             match check.check(request.frames, &self.stats) {
+                Ok(()) if runs.last_mut().is_some_and(|last| extend(last, request.frames)) => {}
                 // There is room for as many runs as for requests.
                 Ok(()) => drop(runs.push_within_capacity(request.frames)),
                 Err(e) => request.status = e.into(),
@@ -183,7 +185,7 @@ impl Merger {
         }
     }
 
-    fn release(&self, vm: &Vm, frames: GfnRange) {
+    fn release(&self, vm: &Vm, frames: GfnRange, now: u32) {
         self.stats.run();
         release(
             || vm.memslots(),
@@ -192,7 +194,7 @@ impl Merger {
             |part, verdict| {
                 self.stats.judged(part.pages(), verdict);
                 match verdict {
-                    Verdict::Merged => self.map.merged(part, self.now()),
+                    Verdict::Merged => self.map.merged(part, now),
                     _ => self.map.set(part, PageState::Unknown),
                 }
             },
@@ -210,6 +212,7 @@ struct Check<'a> {
 
 impl Check<'_> {
     /// One range, one memslot: what does not fit is the guest's mistake.
+    #[inline]
     fn check(&mut self, frames: GfnRange, stats: &Stats) -> Result<(), CallError> {
         if self.assigned {
             stats.assigned();
@@ -251,10 +254,11 @@ impl Job for Merger {
         };
         let Some(vm) = vm else { return };
         self.choose(&vm, taken, runs);
-        let kept = coalesce(runs);
+        let kept = if runs.len() > 1 { coalesce(runs) } else { runs.len() };
         self.note(&vm, &runs[..kept]);
+        let now = self.now();
         for frames in &runs[..kept] {
-            self.release(&vm, *frames);
+            self.release(&vm, *frames, now);
         }
         runs.clear();
         // Only now may the guest use any of them again (DESIGN.md rule 1).

@@ -8,6 +8,7 @@ use kernel::{
 };
 use kvm_merge::Verdict;
 
+/// In the order of their numbers.
 const VERDICTS: [(Verdict, &str); 11] = [
     (Verdict::Merged, "merged_pages"),
     (Verdict::NoMemslot, "skipped_memslot"),
@@ -21,6 +22,14 @@ const VERDICTS: [(Verdict, &str); 11] = [
     (Verdict::Partial, "skipped_partial"),
     (Verdict::File, "skipped_file"),
 ];
+
+const _: () = {
+    let mut number = 0;
+    while number < VERDICTS.len() {
+        assert!(VERDICTS[number].0 as usize == number);
+        number += 1;
+    }
+};
 
 /// Spans after which merged pages came back, in milliseconds, shortest first.
 const SPANS: [(u32, &str); 3] = [(1_000, "1s"), (10_000, "10s"), (100_000, "100s")];
@@ -52,9 +61,9 @@ impl Stats {
         }
     }
 
-    /// A request for `pages` pages was accepted.
-    pub(crate) fn reported(&self, pages: u64) {
-        self.requests.add(1, Relaxed);
+    /// The worker has taken requests, for `pages` pages together.
+    pub(crate) fn reported(&self, requests: u64, pages: u64) {
+        self.requests.add(requests, Relaxed);
         self.reported.add(pages, Relaxed);
     }
 
@@ -75,10 +84,8 @@ impl Stats {
 
     /// This became of `pages` pages.
     pub(crate) fn judged(&self, pages: u64, verdict: Verdict) {
-        for ((kind, _), counter) in VERDICTS.iter().zip(&self.verdicts) {
-            if *kind == verdict {
-                counter.add(pages, Relaxed);
-            }
+        if let Some(counter) = self.verdicts.get(verdict as usize) {
+            counter.add(pages, Relaxed);
         }
     }
 

@@ -12,7 +12,7 @@ use kernel::{
     workqueue::{self, Work, WorkItem},
 };
 use kvm_hooks::inline_atomic::{AtomicBool, AtomicU32, Ordering};
-use kvm_registry::{Contexts, Feed, Outcome};
+use kvm_registry::{Calls, Contexts, Feed, Outcome};
 use kvm_vm::{Vcpu, Vm, VmKey};
 
 use crate::{
@@ -155,15 +155,21 @@ impl VmQueue {
         }
     }
 
+    /// The way to the operations: none goes away until the result is dropped. May sleep.
+    pub(crate) fn calls(&self) -> Calls<'_, Self> {
+        self.host.registry().calls()
+    }
+
     /// Hands a call, the one at `position` of its feed, to its operation. On a thread of the VMM.
     pub(crate) fn execute(
         self: &Arc<Self>,
+        calls: &Calls<'_, Self>,
         caller: &Caller<'_>,
         call: &Call,
         position: u32,
     ) -> Outcome {
         let id = CallId { feed: caller.feed, position, op: call.op }.pack();
-        self.host.registry().execute(&self.contexts, caller.vcpu.vm(), call, self, id)
+        calls.execute(&self.contexts, caller.vcpu.vm(), call, self, id)
     }
 
     /// The calls that were inserted by a trap and have not come to their end.

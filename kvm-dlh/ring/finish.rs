@@ -30,7 +30,7 @@ impl Ring {
         let foreign = self.unfinished.is_foreign();
         let mut calls = calls.peekable();
         if !foreign && status.is_ok() {
-            self.end_unseen(&mut calls, status);
+            self.end_unseen(&mut calls);
         }
         for (position, op) in calls {
             if foreign && self.leave_to_vmm(Late { position, op, status }) {
@@ -42,21 +42,23 @@ impl Ring {
         }
     }
 
-    /// Ends the first of the entries, for as long as the guest sees nothing of that yet: one before them is
-    /// pending still.
+    /// Ends the first of the entries, which were executed, for as long as the guest sees nothing of that yet:
+    /// one before them is pending still.
     fn end_unseen(
         &self,
         calls: &mut Peekable<impl Iterator<Item = (u32, Operation)>>,
-        status: Status,
     ) {
+        let Some((_, op)) = calls.peek().copied() else { return };
         let mut ended = 0;
         {
             let mut state = self.state.lock();
-            while let Some((_, op)) = calls.next_if(|call| state.finish_behind(call.0)) {
-                self.queue.stats().ended(op, status);
+            let Some(first) = state.first_pending() else { return };
+            while let Some((position, _)) = calls.next_if(|call| call.0 != first && call.1 == op) {
+                state.finish(position);
                 ended += 1;
             }
         }
+        self.queue.stats().executed_all(op, ended);
         self.unfinished.ended(ended);
     }
 

@@ -50,16 +50,16 @@ impl Unfinished {
         self.counts.lock().outstanding
     }
 
-    /// A call is about to be given to an operation: the VM of `vcpu` is kept until it has ended. False if
+    /// Calls are about to be given to operations: the VM of `vcpu` is kept until they have ended. False if
     /// the VM is being destroyed.
     #[must_use]
-    pub(super) fn begin(&self, vcpu: &Vcpu) -> bool {
+    pub(super) fn begin(&self, vcpu: &Vcpu, calls: u32) -> bool {
         let mut counts = self.counts.lock();
         if counts.hold.is_none() {
             counts.hold = vcpu.try_get();
         }
         if counts.hold.is_some() {
-            counts.outstanding += 1;
+            counts.outstanding += calls;
             self.none.store(false, Ordering::Release);
         }
         counts.hold.is_some()

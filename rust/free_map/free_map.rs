@@ -11,5 +11,5 @@ mod coalesce;
 pub mod stamps;
 pub mod states;
 
-pub use coalesce::coalesce;
+pub use coalesce::{coalesce, extend};
 pub use states::{Census, PageState};

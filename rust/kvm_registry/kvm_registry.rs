@@ -80,48 +80,10 @@ impl<F: Feed> Registry<F> {
         })
     }
 
-    /// Executes `call` for `vm`, whose contexts are `contexts`. `feed` hears of its completion as
-    /// call number `id` if it is pending.
-    ///
-    /// # Context
-    ///
-    /// A thread of the VMM; may sleep.
-    pub fn execute(
-        &self,
-        contexts: &Contexts,
-        vm: &Vm,
-        call: &Call,
-        feed: &Arc<F>,
-        id: u64,
-    ) -> Outcome {
-        let refused = |e: CallError| Outcome::Finished(e.into());
-        let Some(slot) = self.slots.get(usize::from(call.op.0)) else {
-            return refused(CallError::Operation);
-        };
-        let _calls = self.calls.read_lock();
-        let raw = slot.load(Ordering::Acquire);
-        // SAFETY: A table in a slot is valid while the read lock is held.
-        let Some(ops) = (unsafe { raw.as_ref() }) else {
-            return refused(CallError::Operation);
-        };
-        let Some(context) = contexts.get(ops, vm) else {
-            return refused(CallError::NoMemory);
-        };
-        let Some(execute) = ops.execute else {
-            return refused(CallError::Operation);
-        };
-        // Owned by the token until it is completed.
-        let feed = Arc::into_raw(feed.clone());
-        let token = bindings::kvm_dlh_token { feed: feed.cast_mut().cast(), call: id };
-        // SAFETY: The context is this operation's for this VM; the arguments are two words of our copy.
-        let result = unsafe { execute(context, vm.as_ptr(), call.arg.as_ptr(), token) };
-        if result == bindings::KVM_DLH_PENDING as i32 {
-            return Outcome::Pending;
-        }
-        // SAFETY: Any other value gives the token back.
-        drop(unsafe { Arc::from_raw(feed) });
-        // A foreign module may return anything; what is not an error is success.
-        Outcome::Finished(Status(result.min(0)))
+    /// The way to the operations, none of which goes away until the result is dropped. May sleep.
+    pub fn calls(&self) -> Calls<'_, F> {
+        // INVARIANT: Just locked.
+        Calls { slots: &self.slots, _lock: self.calls.read_lock(), _feed: PhantomData }
     }
 
     /// Detaches every operation from a VM that has ended, or whose queue goes. May sleep.
@@ -173,7 +135,63 @@ impl<F: Feed> Registry<F> {
     }
 }
 
-/// Completes tokens that were handed out by [`Registry::execute`].
+/// The way to the operations.
+///
+/// # Invariants
+///
+/// The registry's read lock is held: tables in `slots` stay valid.
+pub struct Calls<'a, F: Feed> {
+    slots: &'a [AtomicPtr<bindings::kvm_dlh_ops>; MAX_OPERATIONS],
+    _lock: kernel::sync::srcu::Guard<'a>,
+    _feed: PhantomData<fn(F)>,
+}
+
+impl<F: Feed> Calls<'_, F> {
+    /// Executes `call` for `vm`, whose contexts are `contexts`. `feed` hears of its completion as
+    /// call number `id` if it is pending.
+    ///
+    /// # Context
+    ///
+    /// A thread of the VMM; may sleep.
+    pub fn execute(
+        &self,
+        contexts: &Contexts,
+        vm: &Vm,
+        call: &Call,
+        feed: &Arc<F>,
+        id: u64,
+    ) -> Outcome {
+        let refused = |e: CallError| Outcome::Finished(e.into());
+        let Some(slot) = self.slots.get(usize::from(call.op.0)) else {
+            return refused(CallError::Operation);
+        };
+        let raw = slot.load(Ordering::Acquire);
+        // SAFETY: A table in a slot is valid while the read lock is held.
+        let Some(ops) = (unsafe { raw.as_ref() }) else {
+            return refused(CallError::Operation);
+        };
+        let Some(context) = contexts.get(ops, vm) else {
+            return refused(CallError::NoMemory);
+        };
+        let Some(execute) = ops.execute else {
+            return refused(CallError::Operation);
+        };
+        // Owned by the token until it is completed.
+        let feed = Arc::into_raw(feed.clone());
+        let token = bindings::kvm_dlh_token { feed: feed.cast_mut().cast(), call: id };
+        // SAFETY: The context is this operation's for this VM; the arguments are two words of our copy.
+        let result = unsafe { execute(context, vm.as_ptr(), call.arg.as_ptr(), token) };
+        if result == bindings::KVM_DLH_PENDING as i32 {
+            return Outcome::Pending;
+        }
+        // SAFETY: Any other value gives the token back.
+        drop(unsafe { Arc::from_raw(feed) });
+        // A foreign module may return anything; what is not an error is success.
+        Outcome::Finished(Status(result.min(0)))
+    }
+}
+
+/// Completes tokens that were handed out by [`Calls::execute`].
 ///
 /// # Safety
 ///

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use dlh_abi::{Gfn, GfnRange};
-use free_map::{coalesce, stamps, states, PageState};
+use free_map::{coalesce, extend, stamps, states, PageState};
 use proptest::prelude::*;
 
 fn range() -> impl Strategy<Value = GfnRange> {
@@ -30,6 +30,21 @@ proptest! {
         for pair in v[..kept].windows(2) {
             prop_assert!(pair[0].end() < pair[1].start());
         }
+    }
+
+    #[test]
+    fn a_run_is_extended_by_its_neighbour_only(run in range(), next in range()) {
+        let mut longer = run;
+        if extend(&mut longer, next) {
+            prop_assert_eq!(run.end(), next.start());
+            prop_assert_eq!(pages(&[longer]), pages(&[run, next]));
+        } else {
+            prop_assert!(longer == run && run.end() != next.start());
+        }
+        let next = GfnRange::new(run.end(), next.pages()).unwrap();
+        let mut longer = run;
+        prop_assert!(extend(&mut longer, next));
+        prop_assert_eq!(pages(&[longer]), pages(&[run, next]));
     }
 
     #[test]
