@@ -197,7 +197,8 @@ struct dlh_guest_reporting {
 typedef int (*dlh_guest_report_fn)(struct page_reporting_dev_info *info, struct scatterlist *list,
 				   unsigned int count);
 int dlh_guest_reporting_register(struct dlh_guest_reporting *reporting, dlh_guest_report_fn report,
-				 u32 order);
+				 u32 order, u32 capacity);
+void dlh_guest_reporting_again(struct page_reporting_dev_info *info, u32 ms);
 void dlh_guest_reporting_unregister(struct dlh_guest_reporting *reporting);
 u32 dlh_guest_reporting_order(void);
 void dlh_guest_reporting_set_order(u32 order);
