@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The kinds of memory that a guest can be given, by QEMU's command line. For use inside L1."""
+"""Memory of guests: the kinds that QEMU can give them, and a host that runs short of it. For use inside L1."""
 
 from __future__ import annotations
 
 import subprocess
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 HUGETLBFS = Path("/dev/hugepages")
 
@@ -37,3 +37,51 @@ def reserve_hugetlb(mib: int) -> None:
     if not HUGETLBFS.is_mount():
         HUGETLBFS.mkdir(exist_ok=True)
         subprocess.run(["mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "hugetlbfs", HUGETLBFS], check=True)
+
+
+def make_ram_disks(count: int, mib: int) -> list[Path]:
+    """Block devices in the host's memory, which nobody's cgroup is charged for."""
+    subprocess.run(["modprobe", "brd", f"rd_nr={count}", f"rd_size={mib << 10}"], check=True)
+    return [Path(f"/dev/ram{number}") for number in range(count)]
+
+
+def swap_on(disk: Path) -> None:
+    """Has the host swap to a disk."""
+    subprocess.run(["mkswap", "--quiet", disk], check=True)
+    subprocess.run(["swapon", disk], check=True)
+
+
+def host_vmstat(name: str) -> int:
+    """A counter of the host's /proc/vmstat."""
+    lines = Path("/proc/vmstat").read_text().splitlines()
+    return int(dict(line.split() for line in lines)[name])
+
+
+class MemoryCgroup:
+    """A memory cgroup of the host; processes made inside of `with` are in it."""
+
+    _ROOT = Path("/sys/fs/cgroup")
+
+    def __init__(self, name: str) -> None:
+        (self._ROOT / "cgroup.subtree_control").write_text("+memory")
+        self._path = self._ROOT / name
+        self._path.mkdir()
+
+    def limit(self, mib: int) -> None:
+        """Lets it have so much memory in use; what is more is swapped out now."""
+        (self._path / "memory.max").write_text(str(mib << 20))
+
+    def mib(self, what: str) -> int:
+        """`current` or `swap.current`, in MiB."""
+        return int((self._path / f"memory.{what}").read_text()) >> 20
+
+    def remove(self) -> None:
+        """Removes it, after its processes."""
+        self._path.rmdir()
+
+    def __enter__(self) -> Self:
+        (self._path / "cgroup.procs").write_text("0")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        (self._ROOT / "cgroup.procs").write_text("0")
