@@ -12,6 +12,7 @@ pub(crate) mod foreign;
 pub(crate) mod free_pages;
 mod guest_memfd;
 pub(crate) mod irqchips;
+mod kinds;
 pub(crate) mod lent;
 pub(crate) mod machinery;
 pub(crate) mod malformed;
@@ -19,6 +20,7 @@ mod nested;
 mod operations;
 pub(crate) mod races;
 pub(crate) mod reload;
+mod reporting;
 pub(crate) mod ring;
 pub(crate) mod scale;
 
@@ -67,6 +69,8 @@ pub(crate) enum Subject {
     Malformed,
     /// The operation FREE_PAGES, of ksm_bridge.ko.
     FreePages,
+    /// FREE_PAGES for every kind of memory; with huge pages, swap and KSM.
+    Kinds,
     /// What is left when KVM_RUN returns and when things go. Removes the modules at the end.
     Aftermath,
     /// Memory, vCPUs and VMs that go away at the wrong moment.
@@ -106,6 +110,7 @@ impl Subject {
             Subject::Tickless { defer_us } => budget::tickless_cases(defer_us),
             Subject::Malformed => malformed::cases(),
             Subject::FreePages => free_pages::cases(),
+            Subject::Kinds => kinds::cases(),
             Subject::Aftermath => aftermath::cases(),
             Subject::Races => races::cases(),
             Subject::Scale => {

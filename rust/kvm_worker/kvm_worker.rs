@@ -95,3 +95,44 @@ unsafe extern "C" fn killed<J: Job>(data: *mut c_void) {
     // SAFETY: As in `work`.
     unsafe { &*data.cast::<J>() }.killed();
 }
+
+/// Keeps the current worker to a share of one CPU, by letting it sleep after it has worked.
+pub struct Pace {
+    /// CPU time before which everything was slept for, in nanoseconds.
+    paid: u64,
+}
+
+/// The longest a worker sleeps for at a time, in milliseconds: what is reported meanwhile waits.
+const LONGEST_PAUSE_MS: u64 = 1000;
+
+impl Pace {
+    /// Nothing is owed. On the worker, or before it has started.
+    pub const fn new() -> Self {
+        Self { paid: 0 }
+    }
+
+    /// Sleeps for as long as makes what was used since the last time `percent` of the time: not at all at
+    /// 100 or more. On the worker; may sleep, but for a second at most.
+    pub fn keep(&mut self, percent: u32) {
+        // SAFETY: May be called on any thread.
+        let used = unsafe { bindings::dlh_worker_cpu_ns() };
+        let ms = used.saturating_sub(self.paid) / 1_000_000;
+        if percent >= 100 || self.paid == 0 {
+            self.paid = used;
+            return;
+        }
+        // Less than a millisecond is owed until there is more.
+        let owed = ms * u64::from(100 - percent) / u64::from(percent.max(1));
+        if owed > 0 {
+            self.paid = used;
+            // SAFETY: May sleep here.
+            unsafe { bindings::dlh_worker_pause(owed.min(LONGEST_PAUSE_MS) as u32) };
+        }
+    }
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self::new()
+    }
+}
