@@ -167,7 +167,6 @@ void dlh_worker_running(void);
 void dlh_worker_wake(struct vhost_task *task);
 void dlh_worker_stop(struct vhost_task *task);
 u64 dlh_worker_cpu_ns(void);
-void dlh_worker_pause(u32 ms);
 
 /* helpers/guest.c: what the guest's driver needs. */
 s64 dlh_guest_hypercall(u64 function, u64 arg0, u64 arg1, u64 arg2);
