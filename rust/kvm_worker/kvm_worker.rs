@@ -142,7 +142,8 @@ impl Pace {
         let more = used.saturating_sub(self.counted.load(Relaxed));
         self.counted.store(used, Relaxed);
         let takes = more.saturating_mul(100) / u64::from(self.percent);
-        self.paid_at.store(self.paid_at.load(Relaxed).max(self.now()).saturating_add(takes), Relaxed);
+        self.paid_at
+            .store(self.paid_at.load(Relaxed).max(self.now()).saturating_add(takes), Relaxed);
     }
 
     /// Whether it is to be given no more work for the moment. Any context.

@@ -13,9 +13,9 @@ from vm import ktap
 from vm.driver import CHURN, DRIVER, EAGER, begin_load, end_load, lawful, stats, wait_above, wait_until
 from vm.guest import Guest
 from vm.host import Bridge, Dlh, insert_host_modules, remove_host_modules
-from vm.memory import ANONYMOUS
+from vm.memory import ANONYMOUS, MEMFD_SHARED
 
-KINDS = (ANONYMOUS,)
+KINDS = (ANONYMOUS, MEMFD_SHARED)
 MIB = 1 << 20
 # More pages get dirty than go over such a line, so it lasts until it may go faster.
 SLOW = {"max_bandwidth": 24 * MIB, "max_postcopy_bandwidth": 2 * MIB}

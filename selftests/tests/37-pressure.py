@@ -26,7 +26,7 @@ from vm.driver import (
 )
 from vm.guest import Guest
 from vm.host import Bridge, Dlh, insert_host_modules, remove_host_modules
-from vm.memory import MemoryCgroup, host_vmstat, make_ram_disks, swap_on
+from vm.memory import MemoryCgroup, hold, host_vmstat, let_go, make_ram_disks, swap_on
 
 # What a guest needs for stress-ng, by its paths there.
 STRESS_NG = CHURN.parents[1] / "stress-ng"
@@ -56,18 +56,6 @@ def vmstat(guest: Guest, *names: str) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith(names))
 
 
-def fill(guest: Guest, mib: int) -> bool:
-    """Has a process of the guest use memory until `free`; whether it has all of it."""
-    guest.check("rm -f /tmp/go /tmp/filled")
-    guest.check(f"(until test -e /tmp/go; do sleep 0.2; done) | dlh-churn fill --mib {mib} > /tmp/filled &")
-    return wait_until(lambda: guest.run("test -s /tmp/filled").status == 0, 60)
-
-
-def free(guest: Guest) -> None:
-    """Ends what `fill` began."""
-    guest.check("touch /tmp/go")
-
-
 def racing(guest: Guest, what: str, stress: bool) -> None:
     """Memory is used, reported, merged and verified at the same time: 4 results."""
     dlh, bridge = Dlh(guest.pid), Bridge(guest.pid)
@@ -93,9 +81,9 @@ def swapping(guest: Guest, cgroup: MemoryCgroup, stress: bool) -> None:
     names = ("pswpout", "allocstall", "oom_kill")
     before = [vmstat(guest, name) for name in names]
     available = int(guest.check("awk '/^MemAvailable/ { print $2 }' /proc/meminfo")) >> 10
-    filled = fill(guest, available - SPARE_MIB)
+    filled = hold(guest, available - SPARE_MIB)
     racing(guest, "a guest that swaps", stress)
-    free(guest)
+    let_go(guest)
     swapped, stalled, killed = (vmstat(guest, name) - old for name, old in zip(names, before, strict=True))
     ktap.comment(f"{swapped} pages swapped out by the guest, {stalled} allocations reclaimed for themselves")
     short = filled and swapped > 1000 and stalled > 10 and not killed
@@ -111,10 +99,10 @@ def swapping(guest: Guest, cgroup: MemoryCgroup, stress: bool) -> None:
 
     # Pages that the host has swapped out are freed by the guest, which does not touch them for that.
     cgroup.limit(1024)
-    filled = fill(guest, FILL_MIB)
+    filled = hold(guest, FILL_MIB)
     cgroup.limit(cgroup.mib("current") - FILL_MIB)
     swap, into = cgroup.mib("swap.current"), host_vmstat("pswpin")
-    free(guest)
+    let_go(guest)
     freed = wait_until(lambda: cgroup.mib("swap.current") < swap - FILL_MIB // 2)
     left, into = cgroup.mib("swap.current"), host_vmstat("pswpin") - into
     ktap.comment(f"{swap} MiB in swap, {left} after the guest freed {FILL_MIB}; {into >> 8} MiB read meanwhile")

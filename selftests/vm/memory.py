@@ -7,6 +7,9 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from .driver import wait_until
+from .guest import Guest
+
 HUGETLBFS = Path("/dev/hugepages")
 
 
@@ -16,16 +19,34 @@ class Kind(NamedTuple):
     name: str
     backend: str = ""
     """The object for `Guest(memory_backend=...)`; QEMU's default without."""
-    page_kib: int = 4
-    """The smallest piece that the host can release."""
+    qemu: tuple[str, ...] = ()
+    """More of QEMU's arguments."""
 
 
 ANONYMOUS = Kind("private anonymous")
 MEMFD_SHARED = Kind("memfd, shared", "memory-backend-memfd,share=on")
 MEMFD_PRIVATE = Kind("memfd, private", "memory-backend-memfd,share=off")
-HUGETLBFS_SHARED = Kind("hugetlbfs 2 MiB, shared", f"memory-backend-file,mem-path={HUGETLBFS},share=on", 2048)
-HUGETLBFS_PRIVATE = Kind("hugetlbfs 2 MiB, private", f"memory-backend-file,mem-path={HUGETLBFS},share=off", 2048)
-KINDS = (ANONYMOUS, MEMFD_SHARED, MEMFD_PRIVATE, HUGETLBFS_SHARED, HUGETLBFS_PRIVATE)
+HUGETLBFS_SHARED = Kind("hugetlbfs 2 MiB, shared", f"memory-backend-file,mem-path={HUGETLBFS},share=on")
+HUGETLBFS_PRIVATE = Kind("hugetlbfs 2 MiB, private", f"memory-backend-file,mem-path={HUGETLBFS},share=off")
+LOCKED = Kind("private anonymous, locked", qemu=("-overcommit", "mem-lock=on"))
+KINDS = (ANONYMOUS, MEMFD_SHARED, MEMFD_PRIVATE, HUGETLBFS_SHARED, HUGETLBFS_PRIVATE, LOCKED)
+
+
+def hold(guest: Guest, mib: int) -> bool:
+    """Has a process of the guest use memory until `let_go`; whether it has all of it. Needs dlh-churn there."""
+    guest.check("rm -f /tmp/go /tmp/filled")
+    guest.check(f"(until test -e /tmp/go; do sleep 0.2; done) | dlh-churn fill --mib {mib} > /tmp/filled &")
+    return wait_until(lambda: guest.run("test -s /tmp/filled").status == 0, 60)
+
+
+def let_go(guest: Guest) -> None:
+    """Ends what `hold` began."""
+    guest.check("touch /tmp/go")
+
+
+def footprint_kib(guest: Guest) -> int:
+    """What the host has in memory for a guest, huge pages included."""
+    return guest.rss_kib() + guest.status_kib("HugetlbPages")
 
 
 def reserve_hugetlb(mib: int) -> None:
