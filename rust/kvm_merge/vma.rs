@@ -128,9 +128,10 @@ fn zap(mm: &MmWithUser, vma: &VmaRef, address: usize, pages: u64, page: u64) -> 
     let mut bytes = (pages * PAGE_SIZE) as usize;
     // SAFETY: The mm is alive.
     if unsafe { bindings::dlh_mm_has_pinned(mm.as_raw().cast()) } {
-        // SAFETY: The range lies in a VMA of `current->mm`, whose lock is held.
-        bytes =
-            unsafe { bindings::dlh_unpinned_bytes(address, bytes, (page * PAGE_SIZE) as usize) };
+        let page_bytes = (page * PAGE_SIZE) as usize;
+        let raw = mm.as_raw().cast();
+        // SAFETY: The range lies in a readable VMA of this mm, whose lock is held.
+        bytes = unsafe { bindings::dlh_unpinned_bytes(raw, address, bytes, page_bytes) };
         if bytes == 0 {
             return step(page, Verdict::Pinned);
         }

@@ -116,6 +116,8 @@ pub struct Pace {
 
 /// How far it may be ahead of its share, in nanoseconds.
 const AHEAD_NS: u64 = 200_000_000;
+/// The longest it is kept from work after it has worked, however much it has used at a stretch.
+const MOST_NS: u64 = 10_000_000_000;
 
 impl Pace {
     /// A worker that may use `percent` of a CPU; all of it at 100 or more.
@@ -142,8 +144,9 @@ impl Pace {
         let more = used.saturating_sub(self.counted.load(Relaxed));
         self.counted.store(used, Relaxed);
         let takes = more.saturating_mul(100) / u64::from(self.percent);
-        self.paid_at
-            .store(self.paid_at.load(Relaxed).max(self.now()).saturating_add(takes), Relaxed);
+        let now = self.now();
+        let paid_at = self.paid_at.load(Relaxed).max(now).saturating_add(takes);
+        self.paid_at.store(paid_at.min(now.saturating_add(MOST_NS)), Relaxed);
     }
 
     /// Whether it is to be given no more work for the moment. Any context.

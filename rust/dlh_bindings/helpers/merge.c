@@ -39,7 +39,8 @@ enum dlh_vma dlh_vma_judge(struct vm_area_struct *vma)
 #endif
 	if (vma->vm_flags & (VM_PFNMAP | VM_MIXEDMAP | VM_IO))
 		return DLH_VMA_PFNMAP;
-	if (!(vma->vm_flags & VM_WRITE))
+	/* Whether pages are pinned is seen only where they may be read. */
+	if (!(vma->vm_flags & VM_READ) || !(vma->vm_flags & VM_WRITE))
 		return DLH_VMA_KIND;
 	if (vma->vm_flags & VM_LOCKED)
 		return DLH_VMA_LOCKED;
@@ -73,18 +74,19 @@ bool dlh_mm_has_pinned(struct mm_struct *mm)
 /*
  * How many bytes from start on, at most bytes, are not pinned; the page after them is, or may be. Only
  * pages that are present are looked at, each first of page_bytes, nothing is faulted in: a pinned page is
- * never unmapped for migration or swap. The caller holds the mmap lock of current->mm. Not the fast
- * variant: that one fails on pages that are present, for a PROT_NONE of NUMA balancing or a concurrent
- * change.
+ * never unmapped for migration or swap. The caller holds the mmap lock, and the VMA may be read: then
+ * -EFAULT says that nothing is there. Not the fast variant: that one fails on pages that are present, for
+ * a PROT_NONE of NUMA balancing or a concurrent change. The remote one, which no protection key stops.
  */
-unsigned long dlh_unpinned_bytes(unsigned long start, unsigned long bytes, unsigned long page_bytes)
+unsigned long dlh_unpinned_bytes(struct mm_struct *mm, unsigned long start, unsigned long bytes,
+				 unsigned long page_bytes)
 {
 	unsigned long i;
 
 	for (i = 0; i < bytes; i += page_bytes) {
 		struct page *page;
 		bool pinned;
-		long found = get_user_pages(start + i, 1, FOLL_NOFAULT, &page);
+		long found = get_user_pages_remote(mm, start + i, 1, FOLL_NOFAULT, &page, NULL);
 
 		if (found == -EFAULT)
 			continue;
@@ -122,9 +124,13 @@ struct file *dlh_vma_file(const struct vm_area_struct *vma, unsigned long addres
 	return get_file(vma->vm_file);
 }
 
+/*
+ * May sleep, and with the mmap lock held must not be the last: then a VMA has a count. Not fput(), which
+ * leaves the last one to a return to user space that a worker never makes.
+ */
 void dlh_file_put(struct file *file)
 {
-	fput(file);
+	__fput_sync(file);
 }
 
 /* Whether a page of a file holds zeroes, and may go. What is larger than shmem's pages is not looked into. */

@@ -245,6 +245,13 @@ impl Mapping {
         checked(unsafe { libc::mprotect(self.base.as_ptr().cast(), self.len, access) })
     }
 
+    /// Lets nobody read the memory through this process's mapping; or lets them again.
+    pub(crate) fn hide(&self, hidden: bool) -> io::Result<()> {
+        let access = libc::PROT_WRITE | if hidden { 0 } else { libc::PROT_READ };
+        // SAFETY: The caller reads nothing while the memory is hidden.
+        checked(unsafe { libc::mprotect(self.base.as_ptr().cast(), self.len, access) })
+    }
+
     /// Takes the memory away below the VM; it must not be accessed any more.
     pub(crate) fn unmap(&mut self) -> io::Result<()> {
         self.unmapped = true;

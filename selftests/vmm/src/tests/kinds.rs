@@ -300,6 +300,13 @@ fn pinned() -> CaseResult {
         Err(error) => return Ok(Verdict::Skip(format!("no io_uring here: {error}"))),
     };
     check_skipped(&mut setup, "skipped_pinned")?;
+    // Where it may not be read, nobody can see that it is pinned.
+    setup.memory.hide(true)?;
+    let before = setup.vm.bridge_stats()?;
+    check_eq!(setup.report(PLACE, MIB as u64)?, 0, "status of memory that is hidden");
+    setup.memory.hide(false)?;
+    check_eq!(setup.vm.bridge_stats()?.since(&before, "skipped_kind")?, 256, "skipped_kind");
+    setup.check_kept(0, MIB)?;
     drop(ring);
     setup.finish()
 }
