@@ -17,8 +17,8 @@ from vm.memory import ANONYMOUS, MEMFD_SHARED
 
 KINDS = (ANONYMOUS, MEMFD_SHARED)
 MIB = 1 << 20
-# More pages get dirty than go over such a line, so it lasts until it may go faster.
-SLOW = {"max_bandwidth": 24 * MIB, "max_postcopy_bandwidth": 2 * MIB}
+# Over such a line, and with no time to stand still in, a guest in use does not arrive before it may go faster.
+SLOW = {"max_bandwidth": 24 * MIB, "max_postcopy_bandwidth": 2 * MIB, "downtime_limit": 1}
 FAST = {"max_bandwidth": 2048 * MIB, "max_postcopy_bandwidth": 2048 * MIB, "downtime_limit": 2000}
 ARGUMENTS: dict[str, Any] = {
     "mem": "256M",
