@@ -21,7 +21,7 @@ ENTER := tools/enter
 CARGO_BUILD = env RUSTFLAGS="-C target-feature=+crt-static" \
 	cargo build --release --locked --target x86_64-unknown-linux-gnu
 PROGRAMS := dlh-churn dlh-kexec dlh-vmm
-FAULTS := report_early missing_hook
+FAULTS := report_early missing_hook no_vma_check
 
 .PHONY: modules
 modules:

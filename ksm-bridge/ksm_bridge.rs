@@ -40,7 +40,7 @@ module! {
     license: "GPL",
     params: {
         worker_cpu_percent: u32 {
-            default: 50,
+            default: 100,
             description: "Share of one CPU that the worker of a VM may use (1 to 100)",
         },
     },

@@ -151,20 +151,30 @@ impl Map {
         }
     }
 
-    /// Makes room for what lies in the same memslot as `frames`: 1/16,384 of its memory and a fixed part. On
-    /// the worker; may sleep.
+    /// Makes room for `frames`, in as many memslots as they lie in: for each 1/16,384 of its memory and a fixed
+    /// part. On the worker; may sleep.
     pub(crate) fn reserve(&self, slots: &Memslots<'_>, frames: GfnRange) -> Result {
+        let mut next = frames.start();
+        while next < frames.end() {
+            next = self.reserve_first(slots, GfnRange::new(next, 1).map_err(|_| EINVAL)?)?;
+        }
+        Ok(())
+    }
+
+    /// Makes room in the memslot of `frames`; returns where that ends.
+    fn reserve_first(&self, slots: &Memslots<'_>, frames: GfnRange) -> Result<Gfn> {
         let (known, index, count, room) = {
             let regions = self.regions.lock();
             let index = regions.first_at(frames);
             let known = regions
                 .list
                 .get(index)
-                .is_some_and(|region| region.frames().start() <= frames.start());
+                .filter(|region| region.frames().start() <= frames.start())
+                .map(|region| region.frames().end());
             (known, index, regions.list.len(), regions.list.capacity())
         };
-        if known {
-            return Ok(());
+        if let Some(end) = known {
+            return Ok(end);
         }
         let slot = slots.slot_of(frames.start()).map_err(|_| ENXIO)?;
         let region = Region::new(slot)?;
@@ -184,7 +194,8 @@ impl Map {
         let left_over = regions.list.insert_within_capacity(index, region);
         drop(regions);
         drop(larger);
-        left_over.map_err(|_| ENOMEM)
+        left_over.map_err(|_| ENOMEM)?;
+        Ok(slot.frames.end())
     }
 
     /// Sets the state of `frames`, where there is room. Any context that may take spin locks.

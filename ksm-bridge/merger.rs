@@ -50,7 +50,6 @@ struct Requests {
 struct Batch {
     taken: KVec<Request>,
     runs: KVec<GfnRange>,
-    pace: Pace,
 }
 
 /// How to merge: the parameters of the module.
@@ -64,7 +63,8 @@ pub(crate) struct Policy {
 /// The merger.
 #[pin_data]
 pub(crate) struct Merger {
-    policy: Policy,
+    mode: Mode,
+    pace: Pace,
     /// What its times are counted from.
     began: Instant<Monotonic>,
     stats: Stats,
@@ -84,12 +84,13 @@ impl Merger {
         let runs = KVec::with_capacity(MOST_WAITING, GFP_KERNEL_ACCOUNT)?;
         Arc::pin_init(
             pin_init!(Self {
-                policy,
+                mode: policy.mode,
+                pace: Pace::new(policy.cpu_percent),
                 began: Instant::now(),
                 stats: Stats::new(),
                 map <- Map::new(),
                 requests <- new_spinlock!(Requests { list, vm: None, closed: false }),
-                batch <- new_mutex!(Batch { taken, runs, pace: Pace::new() }),
+                batch <- new_mutex!(Batch { taken, runs }),
             }),
             GFP_KERNEL_ACCOUNT,
         )
@@ -114,6 +115,11 @@ impl Merger {
         }
         let first = requests.list.is_empty();
         if first {
+            if self.pace.is_exhausted() {
+                drop(requests);
+                self.stats.busy();
+                return Err((token, CallError::Busy));
+            }
             requests.vm = vm.try_get();
         }
         if requests.vm.is_none() {
@@ -190,7 +196,7 @@ impl Merger {
         release(
             || vm.memslots(),
             frames,
-            self.policy.mode,
+            self.mode,
             |part, verdict| {
                 self.stats.judged(part.pages(), verdict);
                 match verdict {
@@ -246,7 +252,7 @@ impl Job for Merger {
 
     fn work(&self) {
         let mut batch = self.batch.lock();
-        let Batch { taken, runs, pace } = &mut *batch;
+        let Batch { taken, runs } = &mut *batch;
         let vm = {
             let mut requests = self.requests.lock();
             core::mem::swap(&mut requests.list, taken);
@@ -266,7 +272,7 @@ impl Job for Merger {
         let last_first = core::iter::from_fn(|| taken.pop());
         complete_all(last_first.map(|request| (request.token, request.status)));
         drop(vm);
-        pace.keep(self.policy.cpu_percent);
+        self.pace.worked();
     }
 
     fn killed(&self) {

@@ -44,10 +44,7 @@ impl Ring {
 
     /// Ends the first of the entries, which were executed, for as long as the guest sees nothing of that yet:
     /// one before them is pending still.
-    fn end_unseen(
-        &self,
-        calls: &mut Peekable<impl Iterator<Item = (u32, Operation)>>,
-    ) {
+    fn end_unseen(&self, calls: &mut Peekable<impl Iterator<Item = (u32, Operation)>>) {
         let Some((_, op)) = calls.peek().copied() else { return };
         let mut ended = 0;
         {

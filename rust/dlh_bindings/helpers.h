@@ -167,7 +167,6 @@ void dlh_worker_running(void);
 void dlh_worker_wake(struct vhost_task *task);
 void dlh_worker_stop(struct vhost_task *task);
 u64 dlh_worker_cpu_ns(void);
-void dlh_worker_pause(u32 ms);
 
 /* helpers/guest.c: what the guest's driver needs. */
 s64 dlh_guest_hypercall(u64 function, u64 arg0, u64 arg1, u64 arg2);
@@ -197,7 +196,8 @@ struct dlh_guest_reporting {
 typedef int (*dlh_guest_report_fn)(struct page_reporting_dev_info *info, struct scatterlist *list,
 				   unsigned int count);
 int dlh_guest_reporting_register(struct dlh_guest_reporting *reporting, dlh_guest_report_fn report,
-				 u32 order);
+				 u32 order, u32 capacity);
+void dlh_guest_reporting_again(struct page_reporting_dev_info *info, u32 ms);
 void dlh_guest_reporting_unregister(struct dlh_guest_reporting *reporting);
 u32 dlh_guest_reporting_order(void);
 void dlh_guest_reporting_set_order(u32 order);

@@ -41,9 +41,8 @@ impl File {
     pub(crate) fn zeroes(&self, bytes: u64) -> (u64, bool) {
         let (file, mut pages) = (self.file.as_ptr(), false);
         // SAFETY: By the type invariant.
-        let zeroes = unsafe {
-            bindings::dlh_file_zero_bytes(file, self.offset, bytes as usize, &mut pages)
-        };
+        let zeroes =
+            unsafe { bindings::dlh_file_zero_bytes(file, self.offset, bytes as usize, &mut pages) };
         (zeroes as u64, pages)
     }
 }

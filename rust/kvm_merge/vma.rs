@@ -129,9 +129,8 @@ fn zap(mm: &MmWithUser, vma: &VmaRef, address: usize, pages: u64, page: u64) -> 
     // SAFETY: The mm is alive.
     if unsafe { bindings::dlh_mm_has_pinned(mm.as_raw().cast()) } {
         // SAFETY: The range lies in a VMA of `current->mm`, whose lock is held.
-        bytes = unsafe {
-            bindings::dlh_unpinned_bytes(address, bytes, (page * PAGE_SIZE) as usize)
-        };
+        bytes =
+            unsafe { bindings::dlh_unpinned_bytes(address, bytes, (page * PAGE_SIZE) as usize) };
         if bytes == 0 {
             return step(page, Verdict::Pinned);
         }

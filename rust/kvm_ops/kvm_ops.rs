@@ -47,9 +47,7 @@ impl Gathered {
     fn complete(&mut self) {
         let count = core::mem::take(&mut self.count);
         // SAFETY: There are as many tokens, and each is completed at most once: it is forgotten here.
-        unsafe {
-            bindings::kvm_dlh_complete_all(self.tokens.as_ptr(), count as u32, self.status.0)
-        }
+        unsafe { bindings::kvm_dlh_complete_all(self.tokens.as_ptr(), count as u32, self.status.0) }
     }
 }
 

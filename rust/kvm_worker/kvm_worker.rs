@@ -7,7 +7,15 @@
 use core::{ffi::c_void, ptr::NonNull};
 
 use dlh_bindings as bindings;
-use kernel::{error::from_err_ptr, prelude::*, sync::Arc};
+use kernel::{
+    error::from_err_ptr,
+    prelude::*,
+    sync::{
+        atomic::{ordering::Relaxed, Atomic},
+        Arc,
+    },
+    time::{Instant, Monotonic},
+};
 
 /// What a worker does.
 pub trait Job: Send + Sync + 'static {
@@ -96,43 +104,50 @@ unsafe extern "C" fn killed<J: Job>(data: *mut c_void) {
     unsafe { &*data.cast::<J>() }.killed();
 }
 
-/// Keeps the current worker to a share of one CPU, by letting it sleep after it has worked.
+/// Keeps a worker to a share of one CPU: says when there is to be no more work for it.
 pub struct Pace {
-    /// CPU time before which everything was slept for, in nanoseconds.
-    paid: u64,
+    percent: u32,
+    began: Instant<Monotonic>,
+    /// CPU time of the worker that has been accounted for, in nanoseconds. The worker's own.
+    counted: Atomic<u64>,
+    /// When what it has used will be its share of the time, in nanoseconds since `began`.
+    paid_at: Atomic<u64>,
 }
 
-/// The longest a worker sleeps for at a time, in milliseconds: what is reported meanwhile waits.
-const LONGEST_PAUSE_MS: u64 = 1000;
+/// How far it may be ahead of its share, in nanoseconds.
+const AHEAD_NS: u64 = 200_000_000;
 
 impl Pace {
-    /// Nothing is owed. On the worker, or before it has started.
-    pub const fn new() -> Self {
-        Self { paid: 0 }
+    /// A worker that may use `percent` of a CPU; all of it at 100 or more.
+    pub fn new(percent: u32) -> Self {
+        Self {
+            percent: percent.clamp(1, 100),
+            began: Instant::now(),
+            counted: Atomic::new(u64::MAX),
+            paid_at: Atomic::new(0),
+        }
     }
 
-    /// Sleeps for as long as makes what was used since the last time `percent` of the time: not at all at
-    /// 100 or more. On the worker; may sleep, but for a second at most.
-    pub fn keep(&mut self, percent: u32) {
-        // SAFETY: May be called on any thread.
-        let used = unsafe { bindings::dlh_worker_cpu_ns() };
-        let ms = used.saturating_sub(self.paid) / 1_000_000;
-        if percent >= 100 || self.paid == 0 {
-            self.paid = used;
+    fn now(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(0)
+    }
+
+    /// Counts what the worker has used since the last time. On the worker.
+    pub fn worked(&self) {
+        if self.percent >= 100 {
             return;
         }
-        // Less than a millisecond is owed until there is more.
-        let owed = ms * u64::from(100 - percent) / u64::from(percent.max(1));
-        if owed > 0 {
-            self.paid = used;
-            // SAFETY: May sleep here.
-            unsafe { bindings::dlh_worker_pause(owed.min(LONGEST_PAUSE_MS) as u32) };
-        }
+        // SAFETY: May be called on any thread.
+        let used = unsafe { bindings::dlh_worker_cpu_ns() };
+        let more = used.saturating_sub(self.counted.load(Relaxed));
+        self.counted.store(used, Relaxed);
+        let takes = more.saturating_mul(100) / u64::from(self.percent);
+        self.paid_at
+            .store(self.paid_at.load(Relaxed).max(self.now()).saturating_add(takes), Relaxed);
     }
-}
 
-impl Default for Pace {
-    fn default() -> Self {
-        Self::new()
+    /// Whether it is to be given no more work for the moment. Any context.
+    pub fn is_exhausted(&self) -> bool {
+        self.percent < 100 && self.paid_at.load(Relaxed) > self.now().saturating_add(AHEAD_NS)
     }
 }

@@ -16,7 +16,7 @@ Lines of a VMM that is not there stay as they are; one without lines has not bee
 there if `CLOUD_HYPERVISOR` names a binary.
 
 "merged": the host's copies go. "kept": they stay, for the reason that `ksm_bridge` counts under that
-name (`/sys/kernel/debug/ksm_bridge/<pid>-<serial>/stats`).
+name (`/sys/kernel/debug/ksm_bridge/<pid>-<fd>/stats`).
 
 """
 _TITLES = ("kernel", "VMM", "version", "guest memory", "free pages")

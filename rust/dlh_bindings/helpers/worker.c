@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /* A thread of the VMM: its address space, its cgroups, its end. */
 
-#include <linux/jiffies.h>
 #include <linux/module.h>
 #include <linux/sched.h>
 #include <linux/sched/vhost_task.h>
@@ -42,10 +41,4 @@ void dlh_worker_stop(struct vhost_task *task)
 u64 dlh_worker_cpu_ns(void)
 {
 	return READ_ONCE(current->se.sum_exec_runtime);
-}
-
-/* Ended by whatever wakes the thread, be it killed or stopped. */
-void dlh_worker_pause(u32 ms)
-{
-	schedule_timeout_interruptible(max(msecs_to_jiffies(ms), 1UL));
 }

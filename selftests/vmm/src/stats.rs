@@ -119,7 +119,7 @@ impl Known {
         if bytes.len() % 8 != 0 {
             return failed(format!("{} bytes in the free-page map", bytes.len()));
         }
-        let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, &b| word << 8 | u64::from(b));
+        let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, &b| (word << 8) | u64::from(b));
         Ok(bytes.chunks(8).map(word).collect())
     }
 

@@ -375,7 +375,7 @@ fn state_of(map: &[u64], gpa: u64) -> Option<u64> {
         let (here, rest) = states.split_at(memslot[2] as usize);
         if (memslot[0]..memslot[0] + memslot[1]).contains(&gfn) {
             let page = gfn - memslot[0];
-            return Some(here[page as usize / 32] >> (2 * (page % 32)) & 3);
+            return Some((here[page as usize / 32] >> (2 * (page % 32))) & 3);
         }
         states = rest;
     }

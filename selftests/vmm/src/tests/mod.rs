@@ -23,6 +23,7 @@ pub(crate) mod reload;
 mod reporting;
 pub(crate) mod ring;
 pub(crate) mod scale;
+mod worker;
 
 use std::path::PathBuf;
 
@@ -71,6 +72,8 @@ pub(crate) enum Subject {
     FreePages,
     /// FREE_PAGES for every kind of memory; with huge pages, swap and KSM.
     Kinds,
+    /// The worker of a VM; the bridge is inserted with merge=share worker_cpu_percent=10.
+    Worker,
     /// What is left when KVM_RUN returns and when things go. Removes the modules at the end.
     Aftermath,
     /// Memory, vCPUs and VMs that go away at the wrong moment.
@@ -111,6 +114,7 @@ impl Subject {
             Subject::Malformed => malformed::cases(),
             Subject::FreePages => free_pages::cases(),
             Subject::Kinds => kinds::cases(),
+            Subject::Worker => worker::cases(),
             Subject::Aftermath => aftermath::cases(),
             Subject::Races => races::cases(),
             Subject::Scale => {
