@@ -61,6 +61,11 @@ impl Region {
         &self.states
     }
 
+    /// Whether all of `frames` lie here.
+    fn holds(&self, frames: GfnRange) -> bool {
+        self.frames().start() <= frames.start() && frames.end() <= self.frames().end()
+    }
+
     /// The part of `frames` that lies here, in pages from the beginning of the memslot.
     fn pages_of(&self, frames: GfnRange) -> core::ops::Range<u64> {
         let start = self.frames().start().0;
@@ -95,14 +100,27 @@ impl Regions {
     }
 
     fn set(&mut self, frames: GfnRange, state: PageState) {
-        let first = self.first_at(frames);
+        self.set_from(self.first_at(frames), frames, state, None);
+    }
+
+    /// `first` is the first region that `frames` reaches into; `merged_at` is noted as their time.
+    fn set_from(
+        &mut self,
+        first: usize,
+        frames: GfnRange,
+        state: PageState,
+        merged_at: Option<u32>,
+    ) {
         for region in self.list.iter_mut().skip(first) {
             let pages = region.pages_of(frames);
             if pages.is_empty() {
                 break;
             }
             let count = pages.end - pages.start;
-            let before = states::set(&mut region.states, pages, state);
+            let before = states::set(&mut region.states, pages.clone(), state);
+            if let Some(now) = merged_at {
+                stamps::stamp(&mut region.stamps, pages, now);
+            }
             for (sum, n) in self.census.iter_mut().zip(before) {
                 *sum = sum.wrapping_sub(n);
             }
@@ -151,17 +169,28 @@ impl Map {
         }
     }
 
-    /// Makes room for `frames`, in as many memslots as they lie in: for each 1/16,384 of its memory and a fixed
-    /// part. On the worker; may sleep.
-    pub(crate) fn reserve(&self, slots: &Memslots<'_>, frames: GfnRange) -> Result {
+    /// The guest has named `frames` free. Without memory for the memslots that are new the map does not know
+    /// them. On the worker; may sleep.
+    pub(crate) fn reported(&self, slots: &Memslots<'_>, frames: GfnRange) -> Result {
+        {
+            let mut regions = self.regions.lock();
+            let first = regions.first_at(frames);
+            if regions.list.get(first).is_some_and(|region| region.holds(frames)) {
+                // Mostly there is room already.
+                regions.set_from(first, frames, PageState::Reported, None);
+                return Ok(());
+            }
+        }
         let mut next = frames.start();
         while next < frames.end() {
             next = self.reserve_first(slots, GfnRange::new(next, 1).map_err(|_| EINVAL)?)?;
         }
+        self.set(frames, PageState::Reported);
         Ok(())
     }
 
-    /// Makes room in the memslot of `frames`; returns where that ends.
+    /// Makes room in the memslot of `frames`: 1/16,384 of its memory and a fixed part; returns where that
+    /// ends.
     fn reserve_first(&self, slots: &Memslots<'_>, frames: GfnRange) -> Result<Gfn> {
         let (known, index, count, room) = {
             let regions = self.regions.lock();
@@ -214,15 +243,8 @@ impl Map {
     /// `frames`, which are not very many, were merged at `now`, in milliseconds.
     pub(crate) fn merged(&self, frames: GfnRange, now: u32) {
         let mut regions = self.regions.lock();
-        regions.set(frames, PageState::Merged);
         let first = regions.first_at(frames);
-        for region in regions.list.iter_mut().skip(first) {
-            let pages = region.pages_of(frames);
-            if pages.is_empty() {
-                break;
-            }
-            stamps::stamp(&mut region.stamps, pages, now);
-        }
+        regions.set_from(first, frames, PageState::Merged, Some(now));
     }
 
     /// The guest writes to `gfn`. If that was merged, it has come back: returns how many milliseconds

@@ -185,9 +185,7 @@ impl Merger {
         self.map.forget_deleted(&slots);
         for frames in runs {
             // Without memory for it the pages are merged all the same, and the map does not know.
-            if self.map.reserve(&slots, *frames).is_ok() {
-                self.map.set(*frames, PageState::Reported);
-            }
+            let _ = self.map.reported(&slots, *frames);
         }
     }
 

@@ -24,7 +24,7 @@ use crate::{
 const BATCH: usize = 32;
 
 /// Entries that are more than a NOP, between two looks at the clock.
-const CLOCK_ENTRIES: u32 = 4;
+const CLOCK_ENTRIES: u32 = 8;
 
 /// What a drain came to.
 #[derive(Clone, Copy, Default)]

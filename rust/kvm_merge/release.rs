@@ -21,13 +21,13 @@ const CHUNK_PAGES: u64 = 8192;
 pub enum Verdict {
     /// Released: they read as zeroes now.
     Merged,
-    /// Kept: no memslot, or not one the VMM made.
+    /// Kept: no memslot, nothing mapped there, or not by the VMM.
     NoMemslot,
     /// Kept: the memslot is read-only.
     ReadOnly,
     /// Kept: the memslot is backed by guest_memfd.
     Private,
-    /// Kept: neither anonymous memory, shmem nor hugetlbfs, or not writable.
+    /// Kept: neither anonymous memory, shmem nor hugetlbfs, or not readable and writable.
     Kind,
     /// Kept: no ordinary pages.
     PfnMap,

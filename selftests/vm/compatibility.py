@@ -11,7 +11,7 @@ _HEAD = """\
 
 What becomes of the free pages that a guest reports, by its VMM and the kind of its memory. The lines are
 what `selftests/tests/38-compatibility.py` has seen, with the versions that it has last seen it with.
-`tools/compatibility` runs it and renews this file; it fails where what it sees is not what is written here.
+`tools/compatibility` runs it and renews this file. The test fails where what it sees is not what is written here.
 Lines of a VMM that is not there stay as they are; one without lines has not been run. cloud-hypervisor is
 there if `CLOUD_HYPERVISOR` names a binary.
 

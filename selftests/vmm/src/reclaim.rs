@@ -159,7 +159,7 @@ pub(crate) fn reclaim() -> Result<()> {
         let (madvise, reports) = (a_gib(by_madvise(shape)?), a_gib(by_reports(shape)?));
         println!("reclaim_{}_madvise {madvise:.0}", shape.name);
         println!("reclaim_{}_dlh {reports:.0}", shape.name);
-        println!("reclaim_{}_ratio {:.2}", shape.name, reports / madvise);
+        println!("reclaim_{}_ratio {:.4}", shape.name, reports / madvise);
     }
     Ok(())
 }
