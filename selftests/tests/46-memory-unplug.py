@@ -164,7 +164,7 @@ def kill(directory: Path) -> None:
     ktap.comment(f"killed with {busy} calls pending")
     ktap.ok(sum(n > 0 for n in busy) > KILLS // 2, f"{KILLS} VMMs are killed, most with calls pending", busy)
     ktap.ok(all(right), "no call ended that was not submitted")
-    ktap.equal(left, [(True, b"")] * KILLS, "nothing of the VMs is left, no thread either")
+    ktap.equal(left, [(True, "")] * KILLS, "nothing of the VMs is left, no thread either")
     with Guest(**arguments, incoming=state) as guest:
         ktap.ok(wait_above(Dlh(guest.pid), "executed", 20), "another one is served as ever")
 
