@@ -120,12 +120,16 @@ for guest, order, load in zip(four, ORDERS, loads, strict=True):
     found = check_result(output.removeprefix(f"filled {FILL_MIB} MiB\n"))
     ktap.ok(found.laps > 0 and found.wrong == 0, f"{guest.name}: every word is what was written", found)
     ktap.comment(f"{guest.name} (order {order}): {found}")
+# On a slow host all that may have been over before the others were killed: what comes now is not.
+for guest, load in zip(four, [guest.begin(check_command(4, 1)) for guest in four], strict=True):
+    if wrong := check_result(guest.finish(load, timeout=90).output).wrong:
+        raise RuntimeError(f"{guest.name}: {wrong} wrong words")
 settle(four)
 for guest, order in zip(four, ORDERS, strict=True):
     old, full, now = before[guest], guest.status_kib("VmHWM"), guest.rss_kib()
     pages = Bridge(guest.pid).get("merged_pages") - merged[guest]
     ktap.comment(f"{guest.name}: RSS {old >> 10}, full {full >> 10}, after {now >> 10} MiB; {pages >> 8} MiB merged")
-    ktap.ok(full > old + FILL_MIB * 1024 * 0.9, f"{guest.name}: its footprint grew", old, full)
+    ktap.ok(full > old + FILL_MIB * 1024 * 0.8, f"{guest.name}: its footprint grew", old, full)
     ktap.ok(now <= old * 1.1, f"{guest.name}: it is back within 10 % of what it was", old, now)
     seen = stats(guest)
     later = pages + merged[guest] - halfway[guest]
