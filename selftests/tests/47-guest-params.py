@@ -137,14 +137,14 @@ def waiting(guest: Guest, dlh: Dlh) -> None:
         held = before - free_mib(guest)
         cost = idle_cost(guest)
         still = dlh.get("pending")
-    wait_until(lambda: before - free_mib(guest) < 5, 10)
+    back = wait_until(lambda: before - free_mib(guest) < 5)
     after = free_mib(guest)
     ktap.comment(f"{before:.0f} MiB free, {held:.1f} MiB less while 8 blocks are lent, {after:.0f} MiB free after")
     ktap.ok(still == 8 and 15 < held < 36, "and no more", still, held)
-    ktap.ok(before - after < 5, "they come back when the host is done", before, after)
+    ktap.ok(back, "they come back when the host is done", before, after)
     ktap.comment(f"wake-ups and ms of CPU a second: {idle} when idle, {cost} when waiting")
     # A look every 16 ms makes 60 wake-ups a second more, and 100 ms of an emulated CPU.
-    ktap.ok(cost[0] < idle[0] + 20 and cost[1] < idle[1] + 60, "waiting takes no CPU", idle, cost)
+    ktap.ok(cost[0] < idle[0] + 20 and cost[1] < idle[1] + 80, "waiting takes no CPU", idle, cost)
     remove(guest)
 
 
