@@ -130,7 +130,7 @@ for guest, order in zip(four, ORDERS, strict=True):
     pages = Bridge(guest.pid).get("merged_pages") - merged[guest]
     ktap.comment(f"{guest.name}: RSS {old >> 10}, full {full >> 10}, after {now >> 10} MiB; {pages >> 8} MiB merged")
     ktap.ok(full > old + FILL_MIB * 1024 * 0.8, f"{guest.name}: its footprint grew", old, full)
-    ktap.ok(now <= old * 1.1, f"{guest.name}: it is back within 10 % of what it was", old, now)
+    ktap.ok(now <= old + (full - old) // 4, f"{guest.name}: three quarters of that, and more, came back", old, full, now)
     seen = stats(guest)
     later = pages + merged[guest] - halfway[guest]
     right = pages > FILL_MIB << 7 and later > 0 and seen["failed"] == seen["lost"] == 0
