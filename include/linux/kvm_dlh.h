@@ -58,8 +58,8 @@ struct kvm_dlh_ops {
 };
 
 /*
- * -EINVAL: version, number, reserved feature bits, or a callback missing; -EBUSY: the number is taken. May sleep. The table must stay until
- * kvm_dlh_unregister_ops() has returned.
+ * -EINVAL: version, number, reserved feature bits, or a callback missing; -EBUSY: the number is taken.
+ * May sleep. The table must stay until kvm_dlh_unregister_ops() has returned.
  */
 int kvm_dlh_register_ops(const struct kvm_dlh_ops *ops);
 

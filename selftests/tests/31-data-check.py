@@ -49,7 +49,8 @@ with Guest(mem="384M", smp=2, modules=[driver], binaries=[BINARY], panics=True) 
     for _ in range(4):
         try:
             more, _, lost = check(guest, 20)
-        except GuestError:
+        except GuestError as error:
+            ktap.comment(str(error))
             died = scan_file(guest.console_log)
             break
         laps, wrong = laps + more, wrong + lost

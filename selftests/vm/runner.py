@@ -52,12 +52,8 @@ class Test:
                         options = replace(options, append=value)
                     case "timeout":
                         options = replace(options, timeout=float(value))
-                    case "icount" if value in ("yes", "no"):
-                        options = replace(options, icount=value == "yes")
-                    case "one_thread" if value in ("yes", "no"):
-                        options = replace(options, one_thread=value == "yes")
-                    case "suspend" if value in ("yes", "no"):
-                        options = replace(options, suspend=value == "yes")
+                    case "icount" | "one_thread" | "suspend" if value in ("yes", "no"):
+                        options = replace(options, **{key: value == "yes"})
                     case "qemu":
                         options = replace(options, qemu=tuple(shlex.split(value)))
                     case _:

@@ -317,47 +317,46 @@ fn killed() -> CaseResult {
     Ok(Verdict::Pass)
 }
 
-/// Makes VMs, each with a ring, and lets them go, until there were `count` or time is up; returns how many.
-/// Some go with work to do, some without, some without the ring.
-pub(super) fn vms_in_turn(count: u32, limit: Duration) -> Result<u32> {
+/// What a VM that comes and goes does meanwhile; told how many there were before it.
+type Life = fn(&mut Vm, u32) -> Result<()>;
+
+/// Makes VMs and lets them go after their `life`, until there were `count` or time is up; returns how many.
+pub(super) fn vms_in_turn(count: u32, limit: Duration, life: Life) -> Result<u32> {
     let started = Instant::now();
     let mut made = 0;
     while made < count && started.elapsed() < limit {
-        let mut vm = Vm::new(VmConfig { memory: 16 * PAGE, ..VmConfig::default() })?;
-        let mut ring = Ring::set_up(&mut vm, 0, BASE, 64, made)?;
-        ring.push(&NOP, 3)?;
-        match made % 4 {
-            0 => vm.vcpus[0].exit(Exit::Pio)?,
-            1 => vm.vcpus[0].exit(Exit::Cpuid)?,
-            2 => {
-                let rax = vm.hypercall(0, Function::RingTeardown as u64, ring.id(), 0, 0)?;
-                check_eq!(rax, 0, "RING_TEARDOWN");
-            }
-            _ => (),
-        }
-        vm.stats()?.check_law()?;
+        life(&mut Vm::new(VmConfig { memory: 16 * PAGE, ..VmConfig::default() })?, made)?;
         made += 1;
     }
     Ok(made)
 }
 
-/// As [`vms_in_turn`], of VMs that make no use of kvm_dlh.
-pub(super) fn stock_vms_in_turn(count: u32, limit: Duration) -> Result<u32> {
-    let started = Instant::now();
-    let mut made = 0;
-    while made < count && started.elapsed() < limit {
-        let mut vm = Vm::new(VmConfig { memory: 16 * PAGE, ..VmConfig::default() })?;
-        vm.vcpus[0].exit(Exit::Pio)?;
-        vm.vcpus[0].exit(Exit::Cpuid)?;
-        made += 1;
+/// With a ring. Some go with work to do, some without, some without the ring.
+pub(super) fn life_with_ring(vm: &mut Vm, before: u32) -> Result<()> {
+    let mut ring = Ring::set_up(vm, 0, BASE, 64, before)?;
+    ring.push(&NOP, 3)?;
+    match before % 4 {
+        0 => vm.vcpus[0].exit(Exit::Pio)?,
+        1 => vm.vcpus[0].exit(Exit::Cpuid)?,
+        2 => {
+            let rax = vm.hypercall(0, Function::RingTeardown as u64, ring.id(), 0, 0)?;
+            check_eq!(rax, 0, "RING_TEARDOWN");
+        }
+        _ => (),
     }
-    Ok(made)
+    vm.stats()?.check_law()
+}
+
+/// Without kvm_dlh.
+pub(super) fn stock_life(vm: &mut Vm, _before: u32) -> Result<()> {
+    vm.vcpus[0].exit(Exit::Pio)?;
+    vm.vcpus[0].exit(Exit::Cpuid)
 }
 
 fn many_vms() -> CaseResult {
     let (wanted, limit) = (300, Duration::from_secs(20));
     let started = Instant::now();
-    let made = vms_in_turn(wanted, limit)?;
+    let made = vms_in_turn(wanted, limit, life_with_ring)?;
     println!("# {made} VMs in {:.1} s", started.elapsed().as_secs_f64());
     check!(made >= 50, "only {made} VMs in {limit:?}");
     wait_until(Duration::from_secs(10), "the module has forgotten the VMs", || {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use dlh_abi::{Error, Function};
 
 use super::check_vm_works;
+use super::races::{life_with_ring, stock_life, vms_in_turn};
 use crate::ktap::{check, check_eq, failed, Case, CaseResult, Result, Verdict};
 use crate::memory::PAGE;
 use crate::ring::{Ring, NOP};
@@ -105,13 +106,8 @@ fn many_vcpus() -> CaseResult {
 /// What a process that [`many_vms`] starts does: it makes VMs, each with a ring, and lets them go, some with
 /// work to do, some without, some without the ring; or, if they are to be `stock`, just VMs. Prints how many.
 pub(crate) fn come_and_go(count: u32, seconds: u64, stock: bool) -> Result<()> {
-    let limit = Duration::from_secs(seconds);
-    let made = if stock {
-        super::races::stock_vms_in_turn(count, limit)
-    } else {
-        super::races::vms_in_turn(count, limit)
-    };
-    println!("{}", made?);
+    let life = if stock { stock_life } else { life_with_ring };
+    println!("{}", vms_in_turn(count, Duration::from_secs(seconds), life)?);
     Ok(())
 }
 
