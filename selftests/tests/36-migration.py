@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-# vm: smp=2 mem=5G timeout=400
+# vm: smp=1 mem=5G timeout=400
 """A guest moves to another VMM while it reports pages and its processes verify what they write.
 
 By precopy pages are merged while KVM logs what is dirty; by postcopy nothing is merged in the destination as long

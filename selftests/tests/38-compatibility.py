@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-# vm: smp=2 mem=6G timeout=500
+# vm: smp=1 mem=6G timeout=500
 """What becomes of the free pages of guests, by VMM and kind of memory: docs/compatibility.md says just that.
 
 Each guest also runs the data check. The table is written anew to /results/compatibility.md; see tools/compatibility.

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-# vm: smp=2 mem=3G timeout=240
+# vm: smp=1 mem=3G timeout=240
 """dlh_guest.ko goes in only where there is something to do, says why where there is not, and goes again."""
 
 import subprocess

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-# vm: smp=2 mem=5G timeout=600
+# vm: smp=1 mem=5G timeout=600
 """A guest goes back to what it was, in the same VM and in another one, with rings that the host has no more.
 
 Each time it was in the middle of a data check that goes on after the restore. Its driver finds out by a

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-# vm: smp=2 mem=4G timeout=600
+# vm: smp=1 mem=4G timeout=600
 """A guest's memory goes away below its ring, below what it reports, and with its whole VMM.
 
 The ring lies in memory of virtio-mem, which first shrinks around it, and then goes and comes back in a

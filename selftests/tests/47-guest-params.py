@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-# vm: smp=2 mem=3G timeout=300
+# vm: smp=1 mem=3G timeout=300
 """What the driver's parameters promise is kept: order, batch and pace; and what is declined is retried.
 
 The host's worker is made to stand still, to see how much the guest has lent it and what waiting costs. An

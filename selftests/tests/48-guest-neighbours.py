@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-# vm: smp=2 mem=3G timeout=300
+# vm: smp=1 mem=3G timeout=300
 """The driver beside others that have to do with free pages: virtio-balloon, and init_on_free.
 
 A balloon that reports nothing inflates and deflates beside it. Who reports free pages is there alone, and

@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# vm: smp=2 mem=2G timeout=180
+# vm: smp=1 mem=2G timeout=180
 # The worker that merges: its share of a CPU, its cgroup, what is too much for it.
 set -e
 insmod build/modules/kvm_dlh.ko budget_us=1000000
