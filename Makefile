@@ -21,7 +21,7 @@ ENTER := tools/enter
 CARGO_BUILD = env RUSTFLAGS="-C target-feature=+crt-static" \
 	cargo build --release --locked --target x86_64-unknown-linux-gnu
 PROGRAMS := dlh-churn dlh-kexec dlh-vmm
-FAULTS := report_early missing_hook
+FAULTS := report_early missing_hook no_vma_check
 
 .PHONY: modules
 modules:
@@ -65,6 +65,11 @@ programs: env
 	@$(ENTER) $(CARGO_BUILD) $(addprefix -p ,$(PROGRAMS))
 	@mkdir -p build/bin
 	@$(ENTER) sh -c 'cd "$$CARGO_TARGET_DIR/x86_64-unknown-linux-gnu/release" && cp $(PROGRAMS) /src/kvm-dlh/build/bin/'
+
+# For guests under pressure; not ours, and not built.
+.PHONY: stress-ng
+stress-ng: env
+	@$(ENTER) tools/stress-ng
 
 .PHONY: demo
 demo: modules-env programs

@@ -5,13 +5,13 @@
 //!
 //! One way through, one file a step:
 //!
-//! page allocator -> report ([`report`]) -> the ring of this CPU ([`rings`]) -> host, with statistics
-//! ([`stats`]) beside it, shown by [`debug`]; [`bench`] measures what a call costs.
+//! page allocator -> report ([`report`]), at a [`pace`] -> the ring of this CPU ([`rings`]) -> host, with
+//! statistics ([`stats`]) beside it, shown by [`debug`]; [`bench`] measures what a call costs.
 //!
 //! # Locking
 //!
-//! `Rings::control` is the only lock. Hypercalls are made while it is held, and nothing that waits for
-//! the host to finish a call holds it.
+//! `Rings::control` is the only lock. Hypercalls are made while it is held, but what waits for the host
+//! to finish a report does not hold it.
 
 use dlh_abi::{RingSize, ABI_VERSION, FEATURE_FREE_PAGES, FEATURE_RING};
 use kernel::prelude::*;
@@ -21,10 +21,12 @@ use kvm_guest::{
 
 mod bench;
 mod debug;
+mod pace;
 mod report;
 mod rings;
 mod stats;
 
+use pace::Pace;
 use report::FreePages;
 use rings::Rings;
 
@@ -43,6 +45,14 @@ module! {
             default: -1,
             description: "Report free blocks of 2^order pages and more (0 to 10; -1: page_reporting.page_reporting_order, or else 9)",
         },
+        batch: u32 {
+            default: 32,
+            description: "Blocks that are taken from the allocator, handed to the host and waited for at a time (1 to 32)",
+        },
+        pace_mib: u32 {
+            default: 0,
+            description: "MiB that are reported in a second at most (up to 1048576; 0: no limit)",
+        },
         timeout_ms: u32 {
             default: 1000,
             description: "Milliseconds to wait for the host to come by before calling it (1 to 60000)",
@@ -52,10 +62,16 @@ module! {
 
 /// Largest order of a free block.
 const MAX_ORDER: u32 = 10;
+/// The page allocator lends no more blocks than this at a time.
+const MAX_BATCH: u32 = 32;
+/// 1 TiB.
+const MAX_PACE_MIB: u32 = 1 << 20;
 
 struct Parameters {
     size: RingSize,
     order: Option<u32>,
+    batch: u32,
+    pace_mib: u32,
     timeout_ms: u32,
 }
 
@@ -81,12 +97,22 @@ impl Parameters {
                 }
             },
         };
+        let batch = module_parameters::batch.value();
+        if !(1..=MAX_BATCH).contains(&batch) {
+            pr_err!("batch={} is not between 1 and {}\n", batch, MAX_BATCH);
+            return Err(EINVAL);
+        }
+        let pace_mib = module_parameters::pace_mib.value();
+        if pace_mib > MAX_PACE_MIB {
+            pr_err!("pace_mib={} is not between 0 and {}\n", pace_mib, MAX_PACE_MIB);
+            return Err(EINVAL);
+        }
         let timeout_ms = module_parameters::timeout_ms.value();
         if !(1..=60000).contains(&timeout_ms) {
             pr_err!("timeout_ms={} is not between 1 and 60000\n", timeout_ms);
             return Err(EINVAL);
         }
-        Ok(Self { size, order, timeout_ms })
+        Ok(Self { size, order, batch, pace_mib, timeout_ms })
     }
 }
 
@@ -109,20 +135,25 @@ impl kernel::Module for DlhGuest {
         let rings = Rings::new(parameters.size)?;
         let cpus = CpuHotplug::new(c"dlh_guest:online", rings.clone())?;
         let reboot = RebootNotifier::new(rings.clone())?;
-        let free_pages = FreePages::new(rings.clone(), parameters.timeout_ms)?;
-        let reporting =
-            PageReporting::new(parameters.order, free_pages).inspect_err(|&e| match e {
+        let pace = Pace::new(parameters.pace_mib);
+        let free_pages = FreePages::new(rings.clone(), pace, parameters.timeout_ms)?;
+        let reporting = PageReporting::new(parameters.order, parameters.batch, free_pages)
+            .inspect_err(|&e| match e {
                 EBUSY => {
                     pr_info!("free page reporting belongs to another driver, standing back\n")
                 }
                 _ => pr_err!("cannot report free pages: {:?}\n", e),
             })?;
         pr_info!(
-            "reporting free blocks of order {} through {} rings of {} entries\n",
+            "reporting free blocks of order {}, {} at a time, through {} rings of {} entries\n",
             reporting.order(),
+            parameters.batch,
             rings.live(),
             parameters.size.get()
         );
+        if parameters.pace_mib > 0 {
+            pr_info!("reporting at most {} MiB in a second\n", parameters.pace_mib);
+        }
         Ok(Self {
             _debug: debug::Directory::new(&rings)?,
             _reporting: reporting,

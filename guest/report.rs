@@ -5,31 +5,45 @@
 use dlh_abi::PAGE_SIZE;
 use kernel::{
     prelude::*,
-    sync::Arc,
+    sync::{
+        atomic::{ordering::Relaxed, Atomic},
+        Arc,
+    },
     time::{Instant, Monotonic},
 };
 use kvm_guest::{
-    sleep_ms, CpuGuard, Placed, Progress, Report, Reporter, Tally, FAULT_REPORT_EARLY,
+    sleep_ms, CpuGuard, Placed, Progress, Report, Reporter, Tally, Unreported, FAULT_REPORT_EARLY,
 };
 
 use crate::{
+    pace::Pace,
     rings::Rings,
     stats::{Event, Stats},
 };
 
-/// The longest that is slept between two looks, in milliseconds; the first is a timer tick.
-const LONGEST_PAUSE_MS: u32 = 16;
+/// The longest that is slept between two looks, in milliseconds; the first is a timer tick. Otherwise it
+/// is a quarter of what has been waited, so that pages are kept for hardly longer than the host needs.
+const LONGEST_PAUSE_MS: i64 = 250;
+
+/// How long pages stay unreported after a failure, in milliseconds; twice as long after each one more.
+const FIRST_RETRY_MS: u32 = 100;
+/// The longest: how soon a guest with nothing to do finds out that the host takes pages again.
+const LONGEST_RETRY_MS: u32 = 10_000;
 
 /// The reporter.
 pub(crate) struct FreePages {
     rings: Arc<Rings>,
+    pace: Pace,
     timeout_ms: i64,
+    retry_ms: Atomic<u32>,
 }
 
 impl FreePages {
     /// A reporter that calls the host after `timeout_ms` milliseconds without progress. May sleep.
-    pub(crate) fn new(rings: Arc<Rings>, timeout_ms: u32) -> Result<Arc<Self>> {
-        Ok(Arc::new(Self { rings, timeout_ms: i64::from(timeout_ms) }, GFP_KERNEL)?)
+    pub(crate) fn new(rings: Arc<Rings>, pace: Pace, timeout_ms: u32) -> Result<Arc<Self>> {
+        let timeout_ms = i64::from(timeout_ms);
+        let retry_ms = Atomic::new(FIRST_RETRY_MS);
+        Ok(Arc::new(Self { rings, pace, timeout_ms, retry_ms }, GFP_KERNEL)?)
     }
 
     fn stats(&self) -> &Stats {
@@ -43,9 +57,13 @@ impl FreePages {
         Some(report.place(&mut ring))
     }
 
-    /// Hands everything over; returns what became of it.
-    fn hand_over(&self, report: &mut Report<'_>) -> Result<Tally> {
-        let mut sum = Tally::default();
+    /// Hands everything over.
+    ///
+    /// # Errors
+    ///
+    /// `EAGAIN`: some of it has not been executed, and may be at another time.
+    fn hand_over(&self, report: &mut Report<'_>) -> Result {
+        let mut put_off = 0;
         while report.left() > 0 {
             if self.rings.is_ending() {
                 return Err(EAGAIN);
@@ -58,7 +76,7 @@ impl FreePages {
                         self.stats().count(Event::Full);
                     }
                     if FAULT_REPORT_EARLY && report.left() == 0 {
-                        return Ok(Tally { calls: placed.ranges, ..sum });
+                        return Ok(());
                     }
                     self.wait(report)?
                 }
@@ -66,11 +84,12 @@ impl FreePages {
             };
             self.stats().add(Event::Range, u64::from(tally.calls - tally.declined));
             self.stats().add(Event::Declined, u64::from(tally.declined));
-            sum.calls += tally.calls;
-            sum.declined += tally.declined;
-            sum.gone += tally.gone;
+            put_off += tally.put_off;
         }
-        Ok(sum)
+        if put_off > 0 {
+            return Err(EAGAIN);
+        }
+        Ok(())
     }
 
     /// Waits until the host is done with what was placed. It comes by at any exit of the ring's CPU,
@@ -82,7 +101,6 @@ impl FreePages {
     fn wait(&self, report: &mut Report<'_>) -> Result<Tally> {
         let begin = Instant::<Monotonic>::now();
         let mut quiet_since = begin;
-        let mut pause = 1;
         self.stats().count(Event::Wait);
         let result = loop {
             let mut progress = report.poll();
@@ -99,12 +117,13 @@ impl FreePages {
                 Progress::Finished(tally) => break Ok(tally),
                 Progress::Lost => {
                     self.stats().count(Event::Lost);
+                    self.rings.verify();
                     break Err(EAGAIN);
                 }
                 Progress::Working => {}
             }
-            sleep_ms(pause);
-            pause = LONGEST_PAUSE_MS.min(pause * 2);
+            let pause = (begin.elapsed().as_millis() / 4).clamp(1, LONGEST_PAUSE_MS);
+            sleep_ms(u32::try_from(pause).unwrap_or(1));
         };
         let waited = begin.elapsed().as_millis();
         self.stats().add(Event::WaitMs, u64::try_from(waited).unwrap_or(0));
@@ -115,7 +134,7 @@ impl FreePages {
     ///
     /// # Errors
     ///
-    /// `EAGAIN`: the host takes none any more.
+    /// `EAGAIN`: the host takes none at the moment.
     fn call(&self, report: &mut Report<'_>) -> Result<Tally> {
         self.stats().count(Event::Synchronous);
         match report.call_next() {
@@ -123,25 +142,40 @@ impl FreePages {
                 self.stats().add(Event::Page, pages);
                 Ok(Tally { calls: 1, ..Tally::default() })
             }
-            Err(Some(e)) if e.is_gone() => Err(EAGAIN),
-            Err(_) => Ok(Tally { calls: 1, declined: 1, gone: 0 }),
+            Err(Some(e)) if e.is_put_off() => {
+                self.stats().count(Event::Declined);
+                Err(EAGAIN)
+            }
+            Err(_) => Ok(Tally { calls: 1, declined: 1, put_off: 0 }),
         }
+    }
+
+    /// How long pages stay unreported this time.
+    fn back_off(&self) -> Unreported {
+        if self.rings.is_ending() {
+            return Unreported::UntilFreed;
+        }
+        let ms = self.retry_ms.load(Relaxed);
+        self.retry_ms.store(LONGEST_RETRY_MS.min(ms * 2), Relaxed);
+        Unreported::For(ms)
     }
 }
 
 impl Reporter for FreePages {
-    fn report(&self, report: &mut Report<'_>) -> Result {
+    fn report(&self, report: &mut Report<'_>) -> Result<(), Unreported> {
+        let bytes = report.bytes();
+        self.pace.check().map_err(|ms| {
+            self.stats().count(Event::Paced);
+            Unreported::For(ms)
+        })?;
         self.stats().count(Event::Report);
-        let result = match self.hand_over(report) {
-            // The host has lost the operation; another time it may have it again.
-            Ok(tally) if tally.calls > 0 && tally.gone == tally.calls => Err(EAGAIN),
-            Ok(_) => Ok(()),
-            Err(e) => Err(e),
-        };
-        if result.is_err() {
+        self.hand_over(report).map_err(|_| {
             self.stats().count(Event::Failed);
-        }
-        result
+            self.back_off()
+        })?;
+        self.pace.spend(bytes);
+        self.retry_ms.store(FIRST_RETRY_MS, Relaxed);
+        Ok(())
     }
 }
 

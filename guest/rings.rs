@@ -124,6 +124,17 @@ impl Rings {
         }
     }
 
+    /// The host has lost a ring: takes away all that it does not know any more. Where the guest has been
+    /// restored or migrated these are all of them, and each would keep a report waiting. May sleep.
+    pub(crate) fn verify(&self) {
+        let _control = self.control.lock();
+        for cpu in 0..nr_cpu_ids() {
+            if self.table.get(cpu).is_some_and(|ring| !ring.is_known()) {
+                self.tear_down(cpu);
+            }
+        }
+    }
+
     /// Gives `cpu` a new ring, if that is where this runs. May sleep.
     fn set_up(&self, control: &mut Control, cpu: u32) {
         if self.is_ending() {

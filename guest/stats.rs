@@ -32,8 +32,10 @@ pub(crate) enum Event {
     Synchronous,
     /// A batch ended with its ring.
     Lost,
-    /// A report failed: its pages stay unreported.
+    /// A report failed: its pages are reported again later.
     Failed,
+    /// A report was put off to keep the pace.
+    Paced,
     /// A ring was set up.
     SetUp,
     /// A ring could not be set up.
@@ -42,7 +44,7 @@ pub(crate) enum Event {
     Traced,
 }
 
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 16] = [
     "reports",
     "ranges",
     "pages",
@@ -55,6 +57,7 @@ const NAMES: [&str; 15] = [
     "synchronous",
     "lost",
     "failed",
+    "paced",
     "setups",
     "setups_failed",
     "traced",

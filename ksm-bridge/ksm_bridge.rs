@@ -5,14 +5,14 @@
 //! One way through, one file a step:
 //!
 //! FREE_PAGES ([`operation`]) -> worker of the VM ([`merger`]) -> free-page map ([`map`]) -> zero page
-//! (`kvm_merge`), with statistics ([`stats`]) beside every step.
+//! (`kvm_merge`), with statistics ([`stats`]) beside every step, shown by [`debug`] and [`dump`].
 //!
 //! # Locking
 //!
 //! Outermost first; see `docs/locking.md`.
 //!
 //! 1. `Merger::batch` (the worker's own; tokens are completed under it)
-//! 2. `Merger::map`
+//! 2. `Map::regions` (spin lock; also taken in the probe on page faults)
 //! 3. `Merger::requests` (spin lock)
 //!
 //! kvm_dlh.ko's locks are taken inside `batch` when a token is completed, and are held around `requests`
@@ -21,12 +21,15 @@
 use kernel::prelude::*;
 
 mod debug;
+mod dump;
 mod map;
 mod merger;
 mod operation;
 mod stats;
 
+use kvm_merge::Mode;
 use kvm_ops::Registration;
+use merger::Policy;
 use operation::FreePages;
 
 module! {
@@ -35,6 +38,12 @@ module! {
     authors: ["The kvm-dlh developers"],
     description: "Merges the free pages of KVM guests into the shared zero page",
     license: "GPL",
+    params: {
+        worker_cpu_percent: u32 {
+            default: 100,
+            description: "Share of one CPU that the worker of a VM may use (1 to 100)",
+        },
+    },
 }
 
 struct KsmBridge {
@@ -43,6 +52,12 @@ struct KsmBridge {
 
 impl kernel::Module for KsmBridge {
     fn init(module: &'static ThisModule) -> Result<Self> {
-        Ok(Self { _registration: Registration::new(module, FreePages::new())? })
+        let cpu_percent = module_parameters::worker_cpu_percent.value();
+        if !(1..=100).contains(&cpu_percent) {
+            pr_err!("worker_cpu_percent={} is not between 1 and 100\n", cpu_percent);
+            return Err(EINVAL);
+        }
+        let operation = FreePages::new(Policy { mode: Mode::from_parameter(), cpu_percent })?;
+        Ok(Self { _registration: Registration::new(module, operation)? })
     }
 }

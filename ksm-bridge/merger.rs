@@ -2,16 +2,19 @@
 
 //! The merger of one VM: takes what was reported, joins neighbours, releases, and only then says so.
 
-use dlh_abi::{Error as CallError, GfnRange, Status};
-use free_map::{coalesce, PageState};
+use dlh_abi::{Error as CallError, Gfn, GfnRange, Status};
+use free_map::{coalesce, extend, PageState};
 use kernel::{
     fmt, new_mutex, new_spinlock,
     prelude::*,
     sync::{Arc, Mutex, SpinLock},
+    time::{Instant, Monotonic},
 };
-use kvm_merge::{release, Job, Verdict};
-use kvm_ops::Token;
-use kvm_vm::{SlotError, Vm, VmRef};
+use kvm_faults::FaultEvents;
+use kvm_merge::{release, Mode, Verdict};
+use kvm_ops::{complete_all, Token};
+use kvm_vm::{Memslots, SlotError, Span, Vm, VmRef};
+use kvm_worker::{Job, Pace};
 
 use crate::{map::Map, stats::Stats};
 
@@ -22,17 +25,20 @@ const MOST_WAITING: usize = 256;
 struct Request {
     frames: GfnRange,
     token: Token,
-    /// Keeps the memslots' VM until its worker has looked.
-    vm: VmRef,
+    /// What is said in the end.
+    status: Status,
 }
 
 /// The requests that wait.
 ///
 /// # Invariants
 ///
-/// `list` never grows beyond the capacity it was made with; none is added once `closed`.
+/// `list` never grows beyond the capacity it was made with; none is added once `closed`. `vm` is `Some` while
+/// there are any.
 struct Requests {
     list: KVec<Request>,
+    /// Keeps the VM until its worker has looked.
+    vm: Option<VmRef>,
     closed: bool,
 }
 
@@ -46,13 +52,24 @@ struct Batch {
     runs: KVec<GfnRange>,
 }
 
+/// How to merge: the parameters of the module.
+#[derive(Clone, Copy)]
+pub(crate) struct Policy {
+    pub(crate) mode: Mode,
+    /// Share of one CPU that a VM's worker may use.
+    pub(crate) cpu_percent: u32,
+}
+
 /// The merger.
 #[pin_data]
 pub(crate) struct Merger {
-    pid: i32,
+    mode: Mode,
+    pace: Pace,
+    /// What its times are counted from.
+    began: Instant<Monotonic>,
     stats: Stats,
     #[pin]
-    map: Mutex<Map>,
+    map: Map,
     #[pin]
     requests: SpinLock<Requests>,
     #[pin]
@@ -60,55 +77,58 @@ pub(crate) struct Merger {
 }
 
 impl Merger {
-    /// A merger for `vm`. May sleep.
-    pub(crate) fn new(vm: &Vm) -> Result<Arc<Self>> {
+    /// A merger for one VM. May sleep.
+    pub(crate) fn new(policy: Policy) -> Result<Arc<Self>> {
         let list = KVec::with_capacity(MOST_WAITING, GFP_KERNEL_ACCOUNT)?;
         let taken = KVec::with_capacity(MOST_WAITING, GFP_KERNEL_ACCOUNT)?;
         let runs = KVec::with_capacity(MOST_WAITING, GFP_KERNEL_ACCOUNT)?;
         Arc::pin_init(
             pin_init!(Self {
-                pid: vm.pid(),
+                mode: policy.mode,
+                pace: Pace::new(policy.cpu_percent),
+                began: Instant::now(),
                 stats: Stats::new(),
-                map <- new_mutex!(Map::new()),
-                requests <- new_spinlock!(Requests { list, closed: false }),
+                map <- Map::new(),
+                requests <- new_spinlock!(Requests { list, vm: None, closed: false }),
                 batch <- new_mutex!(Batch { taken, runs }),
             }),
             GFP_KERNEL_ACCOUNT,
         )
     }
 
-    /// The pid of the VMM.
-    pub(crate) fn pid(&self) -> i32 {
-        self.pid
+    /// The free-page map.
+    pub(crate) fn map(&self) -> &Map {
+        &self.map
     }
 
     /// Accepts pages the guest does not use until `token` is completed, or gives the token back with
-    /// the reason. On a thread of the VMM; may sleep.
+    /// the reason. Returns whether the worker is to be woken. On a thread of the VMM; may sleep.
     pub(crate) fn accept(
         &self,
         vm: &Vm,
         frames: GfnRange,
         token: Token,
-    ) -> Result<(), (Token, CallError)> {
-        // One range, one memslot: what does not fit is the guest's mistake.
-        match vm.memslots().translate_all(frames) {
-            Ok(_) => {}
-            Err(SlotError::None) => return Err((token, CallError::Memory)),
-            Err(kept) => {
-                // Nothing to do for the worker: the guest's mistake, too, but a harmless one.
-                self.stats.judged(frames.pages(), kept.into());
-                return Err((token, CallError::Memory));
-            }
-        }
-        let Some(vm) = vm.try_get() else { return Err((token, CallError::Gone)) };
+    ) -> Result<bool, (Token, CallError)> {
         let mut requests = self.requests.lock();
         if requests.closed {
             return Err((token, CallError::Gone));
         }
-        match requests.list.push_within_capacity(Request { frames, token, vm }) {
+        let first = requests.list.is_empty();
+        if first {
+            if self.pace.is_exhausted() {
+                drop(requests);
+                self.stats.busy();
+                return Err((token, CallError::Busy));
+            }
+            requests.vm = vm.try_get();
+        }
+        if requests.vm.is_none() {
+            return Err((token, CallError::Gone));
+        }
+        match requests.list.push_within_capacity(Request { frames, token, status: Status::OK }) {
             Ok(()) => {
-                self.stats.reported(frames.pages());
-                Ok(())
+                // Those after the first are found by whom it has woken.
+                Ok(first)
             }
             Err(full) => {
                 drop(requests);
@@ -121,37 +141,105 @@ impl Merger {
 
     /// Accepts nothing more, and completes what waits as declined. May sleep.
     pub(crate) fn close(&self) {
-        let list = {
+        let (list, vm) = {
             let mut requests = self.requests.lock();
             requests.closed = true;
-            core::mem::take(&mut requests.list)
+            (core::mem::take(&mut requests.list), requests.vm.take())
         };
-        for Request { token, vm, .. } in list {
+        for Request { token, .. } in list {
             token.complete(CallError::Gone.into());
-            drop(vm);
         }
+        drop(vm);
     }
 
     /// Writes `name value` lines.
     pub(crate) fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.stats.show(f)?;
-        self.map.lock().show(f)
+        self.map.show(f)
     }
 
-    fn release(&self, vm: &Vm, frames: GfnRange) {
+    /// Milliseconds since it was made; wraps.
+    fn now(&self) -> u32 {
+        self.began.elapsed().as_millis() as u32
+    }
+
+    /// Finds out what of `taken` is to be released, and fills `runs` with that. On the worker.
+    fn choose(&self, vm: &Vm, taken: &mut [Request], runs: &mut KVec<GfnRange>) {
+        let slots = vm.memslots();
+        let pages = taken.iter().map(|request| request.frames.pages()).sum();
+        self.stats.reported(taken.len() as u64, pages);
+        let mut check = Check { slots: &slots, assigned: vm.has_assigned_devices(), last: None };
+        for request in taken {
+            match check.check(request.frames, &self.stats) {
+                Ok(()) if runs.last_mut().is_some_and(|last| extend(last, request.frames)) => {}
+                // There is room for as many runs as for requests.
+                Ok(()) => drop(runs.push_within_capacity(request.frames)),
+                Err(e) => request.status = e.into(),
+            }
+        }
+    }
+
+    /// Notes in the map that `runs` are free. On the worker; may sleep.
+    fn note(&self, vm: &Vm, runs: &[GfnRange]) {
+        let slots = vm.memslots();
+        self.map.forget_deleted(&slots);
+        for frames in runs {
+            // Without memory for it the pages are merged all the same, and the map does not know.
+            let _ = self.map.reported(&slots, *frames);
+        }
+    }
+
+    fn release(&self, vm: &Vm, frames: GfnRange, now: u32) {
         self.stats.run();
         release(
             || vm.memslots(),
             frames,
+            self.mode,
             |part, verdict| {
                 self.stats.judged(part.pages(), verdict);
-                let state = match verdict {
-                    Verdict::Merged => PageState::Merged,
-                    _ => PageState::Kept,
-                };
-                self.map.lock().set(part, state);
+                match verdict {
+                    Verdict::Merged => self.map.merged(part, now),
+                    _ => self.map.set(part, PageState::Unknown),
+                }
             },
         );
+    }
+}
+
+/// What can be said of a request before anything is released.
+struct Check<'a> {
+    slots: &'a Memslots<'a>,
+    assigned: bool,
+    /// The memslot that was looked up last.
+    last: Option<Span>,
+}
+
+impl Check<'_> {
+    /// One range, one memslot: what does not fit is the guest's mistake.
+    #[inline]
+    fn check(&mut self, frames: GfnRange, stats: &Stats) -> Result<(), CallError> {
+        if self.assigned {
+            stats.assigned();
+            return Err(CallError::Refused);
+        }
+        let holds = |slot: &Span| {
+            slot.frames.start() <= frames.start() && frames.end() <= slot.frames.end()
+        };
+        if self.last.as_ref().is_some_and(holds) {
+            return Ok(());
+        }
+        match self.slots.translate_all(frames) {
+            Ok(_) => {
+                self.last = self.slots.slot_of(frames.start()).ok();
+                Ok(())
+            }
+            Err(SlotError::None) => Err(CallError::Memory),
+            Err(kept) => {
+                // The guest's mistake, too, but a harmless one.
+                stats.judged(frames.pages(), kept.into());
+                Err(CallError::Memory)
+            }
+        }
     }
 }
 
@@ -163,34 +251,37 @@ impl Job for Merger {
     fn work(&self) {
         let mut batch = self.batch.lock();
         let Batch { taken, runs } = &mut *batch;
-        core::mem::swap(&mut self.requests.lock().list, taken);
-        let Some(vm) = taken.first().and_then(|request| request.vm.try_get()) else { return };
-        {
-            let mut map = self.map.lock();
-            for request in taken.iter() {
-                // Without memory for it the pages are merged all the same, and the map does not know.
-                if map.reserve(request.frames).is_ok() {
-                    map.set(request.frames, PageState::Reported);
-                }
-            }
-        }
-        for request in taken.iter() {
-            // There is room for as many runs as for requests.
-            let _ = runs.push_within_capacity(request.frames);
-        }
-        let kept = coalesce(runs);
+        let vm = {
+            let mut requests = self.requests.lock();
+            core::mem::swap(&mut requests.list, taken);
+            requests.vm.take()
+        };
+        let Some(vm) = vm else { return };
+        self.choose(&vm, taken, runs);
+        let kept = if runs.len() > 1 { coalesce(runs) } else { runs.len() };
+        self.note(&vm, &runs[..kept]);
+        let now = self.now();
         for frames in &runs[..kept] {
-            self.release(&vm, *frames);
+            self.release(&vm, *frames, now);
         }
         runs.clear();
         // Only now may the guest use any of them again (DESIGN.md rule 1).
-        while let Some(Request { token, vm, .. }) = taken.pop() {
-            token.complete(Status::OK);
-            drop(vm);
-        }
+        // The last first: each ring moves on in one step.
+        let last_first = core::iter::from_fn(|| taken.pop());
+        complete_all(last_first.map(|request| (request.token, request.status)));
+        drop(vm);
+        self.pace.worked();
     }
 
     fn killed(&self) {
         self.close();
+    }
+}
+
+impl FaultEvents for Merger {
+    fn written(&self, gfn: Gfn, generation: u64) {
+        if let Some(age) = self.map.written(gfn, generation, self.now()) {
+            self.stats.came_back(age);
+        }
     }
 }

@@ -7,29 +7,33 @@ use kernel::{
     prelude::*,
     sync::{Arc, ArcBorrow},
 };
-use kvm_merge::Worker;
+use kvm_faults::{Faults, Watching};
 use kvm_ops::{Operation, Outcome, Token};
 use kvm_vm::Vm;
+use kvm_worker::Worker;
 
 use crate::{
     debug::{Directory, VmDirectory},
-    merger::Merger,
+    merger::{Merger, Policy},
 };
 
 /// The operation.
 pub(crate) struct FreePages {
+    policy: Policy,
     directory: Directory,
+    faults: Arc<Faults<Merger>>,
 }
 
-/// What it keeps for a VM: the merger and the thread that runs it.
+/// What it keeps for a VM: the merger, the thread that runs it, and what watches for pages that come back.
 pub(crate) struct Context {
     worker: Worker<Merger>,
+    _watching: Watching<Merger>,
     _directory: VmDirectory,
 }
 
 impl FreePages {
-    pub(crate) fn new() -> Self {
-        Self { directory: Directory::new() }
+    pub(crate) fn new(policy: Policy) -> Result<Self> {
+        Ok(Self { policy, directory: Directory::new(), faults: Faults::new()? })
     }
 }
 
@@ -39,10 +43,12 @@ impl Operation for FreePages {
     type Context = Context;
 
     fn attach(&self, vm: &Vm) -> Result<Arc<Context>> {
-        let merger = Merger::new(vm)?;
-        let directory = self.directory.add(&merger)?;
+        let merger = Merger::new(self.policy)?;
+        let directory = self.directory.add(vm, &merger)?;
+        let watching = self.faults.watch(vm, merger.clone())?;
         let worker = Worker::start(merger)?;
-        Ok(Arc::new(Context { worker, _directory: directory }, GFP_KERNEL_ACCOUNT)?)
+        let context = Context { worker, _watching: watching, _directory: directory };
+        Ok(Arc::new(context, GFP_KERNEL_ACCOUNT)?)
     }
 
     fn execute(
@@ -56,8 +62,10 @@ impl Operation for FreePages {
             Err(e) => return Outcome::Finished(token, e.into()),
         };
         match context.worker.job().accept(vm, frames, token) {
-            Ok(()) => {
-                context.worker.wake();
+            Ok(first) => {
+                if first {
+                    context.worker.wake();
+                }
                 Outcome::Pending
             }
             Err((token, e)) => Outcome::Finished(token, e.into()),

@@ -8,24 +8,43 @@ use kernel::{
 };
 use kvm_merge::Verdict;
 
-const VERDICTS: [(Verdict, &str); 8] = [
+/// In the order of their numbers.
+const VERDICTS: [(Verdict, &str); 11] = [
     (Verdict::Merged, "merged_pages"),
     (Verdict::NoMemslot, "skipped_memslot"),
     (Verdict::ReadOnly, "skipped_readonly"),
     (Verdict::Private, "skipped_private"),
     (Verdict::Kind, "skipped_kind"),
+    (Verdict::PfnMap, "skipped_pfnmap"),
     (Verdict::Locked, "skipped_locked"),
     (Verdict::Userfault, "skipped_uffd"),
     (Verdict::Pinned, "skipped_pinned"),
+    (Verdict::Partial, "skipped_partial"),
+    (Verdict::File, "skipped_file"),
 ];
+
+const _: () = {
+    let mut number = 0;
+    while number < VERDICTS.len() {
+        assert!(VERDICTS[number].0 as usize == number);
+        number += 1;
+    }
+};
+
+/// Spans after which merged pages came back, in milliseconds, shortest first.
+const SPANS: [(u32, &str); 3] = [(1_000, "1s"), (10_000, "10s"), (100_000, "100s")];
 
 /// The counters of a VM. Any context.
 pub(crate) struct Stats {
     requests: Atomic<u64>,
     busy: Atomic<u64>,
+    assigned: Atomic<u64>,
     reported: Atomic<u64>,
     runs: Atomic<u64>,
     verdicts: [Atomic<u64>; VERDICTS.len()],
+    came_back: Atomic<u64>,
+    /// How many came back within each span, and not within the one before.
+    spans: [Atomic<u64>; SPANS.len()],
 }
 
 impl Stats {
@@ -33,21 +52,29 @@ impl Stats {
         Self {
             requests: Atomic::new(0),
             busy: Atomic::new(0),
+            assigned: Atomic::new(0),
             reported: Atomic::new(0),
             runs: Atomic::new(0),
             verdicts: [const { Atomic::new(0) }; VERDICTS.len()],
+            came_back: Atomic::new(0),
+            spans: [const { Atomic::new(0) }; SPANS.len()],
         }
     }
 
-    /// A request for `pages` pages was accepted.
-    pub(crate) fn reported(&self, pages: u64) {
-        self.requests.add(1, Relaxed);
+    /// The worker has taken requests, for `pages` pages together.
+    pub(crate) fn reported(&self, requests: u64, pages: u64) {
+        self.requests.add(requests, Relaxed);
         self.reported.add(pages, Relaxed);
     }
 
     /// A request was declined for want of room.
     pub(crate) fn busy(&self) {
         self.busy.add(1, Relaxed);
+    }
+
+    /// A request was declined because the VM has assigned devices.
+    pub(crate) fn assigned(&self) {
+        self.assigned.add(1, Relaxed);
     }
 
     /// One run is about to be released.
@@ -57,9 +84,18 @@ impl Stats {
 
     /// This became of `pages` pages.
     pub(crate) fn judged(&self, pages: u64, verdict: Verdict) {
-        for ((kind, _), counter) in VERDICTS.iter().zip(&self.verdicts) {
-            if *kind == verdict {
-                counter.add(pages, Relaxed);
+        if let Some(counter) = self.verdicts.get(verdict as usize) {
+            counter.add(pages, Relaxed);
+        }
+    }
+
+    /// A merged page came back after `age` milliseconds.
+    pub(crate) fn came_back(&self, age: u32) {
+        self.came_back.add(1, Relaxed);
+        for ((span, _), counter) in SPANS.iter().zip(&self.spans) {
+            if age < *span {
+                counter.add(1, Relaxed);
+                break;
             }
         }
     }
@@ -69,13 +105,27 @@ impl Stats {
         for (name, counter) in [
             ("requests", &self.requests),
             ("busy", &self.busy),
+            ("refused_assigned_devices", &self.assigned),
             ("reported_pages", &self.reported),
             ("runs", &self.runs),
         ] {
             writeln!(f, "{name} {}", counter.load(Relaxed))?;
         }
-        for ((_, name), counter) in VERDICTS.iter().zip(&self.verdicts) {
-            writeln!(f, "{name} {}", counter.load(Relaxed))?;
+        let mut merged = 0;
+        for ((verdict, name), counter) in VERDICTS.iter().zip(&self.verdicts) {
+            let pages = counter.load(Relaxed);
+            if *verdict == Verdict::Merged {
+                merged = pages;
+            }
+            writeln!(f, "{name} {pages}")?;
+        }
+        writeln!(f, "came_back_pages {}", self.came_back.load(Relaxed))?;
+        let mut within: u64 = 0;
+        for ((_, name), counter) in SPANS.iter().zip(&self.spans) {
+            within = within.wrapping_add(counter.load(Relaxed));
+            writeln!(f, "came_back_{name} {within}")?;
+            let share = within.saturating_mul(1000).checked_div(merged).unwrap_or(0);
+            writeln!(f, "came_back_{name}_permille {share}")?;
         }
         Ok(())
     }

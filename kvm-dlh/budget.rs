@@ -9,7 +9,7 @@ use kernel::time::{Delta, Instant, Monotonic};
 pub(crate) struct Budget {
     /// Entries.
     pub(crate) entries: u32,
-    /// Time, looked at after each entry that is more than a NOP, and after every 32 of those.
+    /// Time, looked at after every 8 entries that are more than a NOP, and after every 32 NOPs.
     pub(crate) time: Delta,
 }
 

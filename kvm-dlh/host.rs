@@ -20,10 +20,11 @@ use kernel::{
 };
 use kvm_hooks::{
     doorbell_barrier, synchronize_tasks, timer_tick, wait_for_task_works, Events, ExitProbes,
-    Hooks, HypercallArgs, Listening, Missing, Reader, Table, Tick, Ticker,
+    Hooks, HypercallArgs, Listening, Missing, Tick, Ticker,
 };
 use kvm_registry::{Contexts, Owner, Published, Registry};
 use kvm_vm::{Vcpu, Vm, VmKey};
+use rcu_table::{Reader, Table};
 
 use crate::{
     birth::Birth,

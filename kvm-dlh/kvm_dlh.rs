@@ -15,10 +15,11 @@
 //! 1. `Registry::changes`
 //! 2. `Host::vms`
 //! 3. `VmQueue::rings`
-//! 4. `Ring::drain` (held while operations execute), `Contexts::tables`
-//! 5. `Ring::state`
-//! 6. `Ring::late`, `Host::ticker`
-//! 7. `VmQueue::inserted`, `Unfinished::counts`, `Ring::runner` (spin locks)
+//! 4. `Ring::drain` (held while operations execute)
+//! 5. `Contexts::tables`
+//! 6. `Ring::state`
+//! 7. `Ring::late`, `Host::ticker`
+//! 8. spin locks: `Unfinished::counts`, `VmQueue::inserted`, `Ring::runner`, `Table::writers`, a doorbell's
 
 use kernel::{prelude::*, time::Delta};
 

@@ -12,7 +12,7 @@ use kernel::{
     workqueue::{self, Work, WorkItem},
 };
 use kvm_hooks::inline_atomic::{AtomicBool, AtomicU32, Ordering};
-use kvm_registry::{Contexts, Feed, Outcome};
+use kvm_registry::{Calls, Contexts, Feed, Outcome};
 use kvm_vm::{Vcpu, Vm, VmKey};
 
 use crate::{
@@ -155,15 +155,21 @@ impl VmQueue {
         }
     }
 
+    /// The way to the operations: none goes away until the result is dropped. May sleep.
+    pub(crate) fn calls(&self) -> Calls<'_, Self> {
+        self.host.registry().calls()
+    }
+
     /// Hands a call, the one at `position` of its feed, to its operation. On a thread of the VMM.
     pub(crate) fn execute(
         self: &Arc<Self>,
+        calls: &Calls<'_, Self>,
         caller: &Caller<'_>,
         call: &Call,
         position: u32,
     ) -> Outcome {
         let id = CallId { feed: caller.feed, position, op: call.op }.pack();
-        self.host.registry().execute(&self.contexts, caller.vcpu.vm(), call, self, id)
+        calls.execute(&self.contexts, caller.vcpu.vm(), call, self, id)
     }
 
     /// The calls that were inserted by a trap and have not come to their end.
@@ -250,12 +256,16 @@ impl WorkItem for VmQueue {
 }
 
 impl Feed for VmQueue {
-    fn complete(this: Arc<Self>, call: u64, status: Status) {
-        let CallId { feed, position, op } = CallId::unpack(call);
-        if feed == INSERTED {
-            this.answer(position, status);
-        } else if let Some(ring) = this.ring(feed) {
-            ring.complete(position, op, status);
+    fn complete_all(&self, calls: impl Iterator<Item = u64>, status: Status) {
+        let mut calls = calls.map(CallId::unpack).peekable();
+        while let Some(first) = calls.next() {
+            if first.feed == INSERTED {
+                self.answer(first.position, status);
+            } else if let Some(ring) = self.ring(first.feed) {
+                let more = core::iter::from_fn(|| calls.next_if(|call| call.feed == first.feed));
+                let calls = Iterator::chain(core::iter::once(first), more);
+                ring.complete_all(calls.map(|call| (call.position, call.op)), status);
+            }
         }
     }
 }

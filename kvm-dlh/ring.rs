@@ -12,9 +12,10 @@ use kernel::{
 };
 use kvm_hooks::{
     inline_atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    kick, random_cookie, Deferred, Listening, Reader, TaskWork, Watch,
+    kick, random_cookie, Deferred, Listening, TaskWork, Watch,
 };
 use kvm_vm::{GuestWindow, Place, Vcpu, VcpuKey, VcpuRef, Vm};
+use rcu_table::Reader;
 
 mod drain;
 mod finish;

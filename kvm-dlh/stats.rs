@@ -105,15 +105,21 @@ impl Stats {
 
     /// One entry, of operation `op`, ended with `status`.
     pub(crate) fn ended(&self, op: Operation, status: Status) {
-        let operation = self.operations.get(usize::from(op.0));
         if status.is_ok() {
-            operation.inspect(|ended| _ = ended.executed.fetch_add(1, Relaxed));
-            self.executed.fetch_add(1, Relaxed);
-        } else {
-            operation.inspect(|ended| _ = ended.declined.fetch_add(1, Relaxed));
-            self.declined.fetch_add(1, Relaxed);
-            self.error(status);
+            self.executed_all(op, 1);
+            return;
         }
+        let operation = self.operations.get(usize::from(op.0));
+        operation.inspect(|ended| _ = ended.declined.fetch_add(1, Relaxed));
+        self.declined.fetch_add(1, Relaxed);
+        self.error(status);
+    }
+
+    /// `n` entries of operation `op` were executed.
+    pub(crate) fn executed_all(&self, op: Operation, n: u32) {
+        let operation = self.operations.get(usize::from(op.0));
+        operation.inspect(|ended| _ = ended.executed.fetch_add(u64::from(n), Relaxed));
+        self.executed.fetch_add(u64::from(n), Relaxed);
     }
 
     /// A function or an entry ended with an error.

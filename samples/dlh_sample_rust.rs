@@ -42,9 +42,9 @@ use kernel::{
     },
     time::{msecs_to_jiffies, Delta, Instant, Monotonic},
 };
-use kvm_merge::{Job, Worker};
 use kvm_ops::{Operation, Outcome, Registration, Token};
 use kvm_vm::Vm;
+use kvm_worker::{Job, Worker};
 
 /// A vCPU does not return to its VMM, and a VM does not end, before its calls have ended: keep this short.
 const MOST_MS: u64 = 10_000;

@@ -72,4 +72,10 @@ void kvm_dlh_unregister_ops(const struct kvm_dlh_ops *ops);
 /* Any context in which a mutex may be taken. @status: 0 or -KVM_DLH_E*. */
 void kvm_dlh_complete(struct kvm_dlh_token token, s32 status);
 
+/*
+ * As kvm_dlh_complete() for each of count tokens, and cheaper. Those of one ring are best given the last
+ * first: the guest sees it move on once.
+ */
+void kvm_dlh_complete_all(const struct kvm_dlh_token *tokens, u32 count, s32 status);
+
 #endif /* _LINUX_KVM_DLH_H */

@@ -10,18 +10,21 @@ use kernel::{
     sync::lock::{mutex::MutexBackend, Guard},
 };
 use kvm_hooks::may_go_on;
-use kvm_registry::Outcome;
+use kvm_registry::{Calls, Outcome};
 use kvm_vm::{GuestWindow, Memslots, Place, Vcpu};
 
 use super::{state::State, Detached, Ring};
 use crate::{
     budget::{Budget, Clock},
-    queue::Caller,
+    queue::{Caller, VmQueue},
     stats::Event,
 };
 
 /// Entries copied at a time: 1 KiB of stack.
 const BATCH: usize = 32;
+
+/// Entries that are more than a NOP, between two looks at the clock.
+const CLOCK_ENTRIES: u32 = 8;
 
 /// What a drain came to.
 #[derive(Clone, Copy, Default)]
@@ -169,20 +172,21 @@ impl Ring {
         clock.start();
         // With something else among them, this may not be a ring any more: nothing is written then.
         let intact = state.consumer().are_next(entries);
+        let mut caller = Caller { vcpu, vcpu_id: self.vcpu_id, feed: self.id, time: None };
+        let mut operations = Operations::enter(self, vcpu, entries.len() as u32);
         for (taken, raw) in (1..).zip(entries) {
             let collected = match state.take(raw) {
                 Ok(collected) => collected,
                 Err(e) => return (state, taken - 1, Err(e.into())),
             };
             self.queue.stats().submitted(1);
-            let time = Some(raw.time());
-            let caller = Caller { vcpu, vcpu_id: self.vcpu_id, feed: self.id, time };
+            caller.time = Some(raw.time());
             let ended;
             (state, ended) = match collected.call {
                 Err(e) => (state, Some(e.into())),
                 Ok(call) => match self.queue.execute_builtin(&caller, &call) {
                     Some(status) => (state, Some(status)),
-                    None => self.execute(&caller, state, collected.position, &call),
+                    None => operations.execute(&caller, state, collected.position, &call),
                 },
             };
             state.executed_all();
@@ -194,38 +198,64 @@ impl Ring {
                     }
                 }
             }
-            if clock.is_over() {
+            if taken % CLOCK_ENTRIES == 0 && clock.is_over() {
                 return (state, taken, Ok(()));
             }
         }
         (state, entries.len() as u32, Ok(()))
     }
+}
+
+/// The way from some entries of a ring to their operations, entered once for all of them.
+struct Operations<'a> {
+    ring: &'a Ring,
+    calls: Calls<'a, VmQueue>,
+    /// How many entries may still be handed over; `None` if the VM is being destroyed. They are counted as
+    /// outstanding already.
+    begun: Option<u32>,
+}
+
+impl<'a> Operations<'a> {
+    /// For `entries` entries. On a thread of the VMM; may sleep.
+    fn enter(ring: &'a Ring, vcpu: &Vcpu, entries: u32) -> Self {
+        let begun = ring.unfinished.begin(vcpu, entries).then_some(entries);
+        Self { ring, calls: ring.queue.calls(), begun }
+    }
 
     /// Hands one entry to its operation; `None` if it is pending, or has ended meanwhile.
-    fn execute<'a>(
-        &'a self,
+    fn execute(
+        &mut self,
         caller: &Caller<'_>,
         mut state: Locked<'a>,
         position: u32,
         call: &Call,
     ) -> (Locked<'a>, Option<Status>) {
-        if !self.unfinished.begin(caller.vcpu) {
+        let Some(begun) = self.begun.as_mut().filter(|begun| **begun > 0) else {
             return (state, Some(dlh_abi::Error::Gone.into()));
-        }
+        };
         state.begin(position);
         // Those before it have been executed; it is pending by its own bit.
         state.executed_all();
         // The operation may complete calls.
         drop(state);
-        let outcome = self.queue.execute(caller, call, position);
-        let mut state = self.state.lock();
+        let outcome = self.ring.queue.execute(&self.calls, caller, call, position);
+        let mut state = self.ring.state.lock();
         match outcome {
             Outcome::Finished(status) => {
                 state.finish(position);
-                self.unfinished.ended();
                 (state, Some(status))
             }
-            Outcome::Pending => (state, None),
+            Outcome::Pending => {
+                *begun -= 1;
+                (state, None)
+            }
         }
+    }
+}
+
+impl Drop for Operations<'_> {
+    fn drop(&mut self) {
+        // Those that were not handed over, or were finished at once.
+        self.ring.unfinished.ended(self.begun.unwrap_or(0));
     }
 }

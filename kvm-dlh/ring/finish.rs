@@ -2,6 +2,8 @@
 
 //! Finishing entries, on whatever thread that happens, and showing the guest how far they are.
 
+use core::iter::Peekable;
+
 use dlh_abi::{Operation, Status};
 use kernel::prelude::*;
 use kvm_vm::{Memslots, Vcpu};
@@ -17,17 +19,44 @@ pub(super) struct Late {
 }
 
 impl Ring {
-    /// A pending entry is finished. On a thread of the VMM this is shown at once; otherwise by the next
+    /// Pending entries are finished. On a thread of the VMM this is shown at once; otherwise by the next
     /// drain, or whoever waits. May sleep.
-    pub(crate) fn complete(&self, position: u32, op: Operation, status: Status) {
-        let held = self.unfinished.held(|_| true);
-        let foreign = held.as_ref().is_some_and(|vcpu| !vcpu.vm().is_current());
-        if foreign && self.leave_to_vmm(Late { position, op, status }) {
-            return;
-        }
+    pub(crate) fn complete_all(
+        &self,
+        calls: impl Iterator<Item = (u32, Operation)>,
+        status: Status,
+    ) {
         // What is outstanding holds the VM, so there is one; the indices must agree all the same.
-        self.end(held.as_deref(), position, op, status);
-        drop(held);
+        let foreign = self.unfinished.is_foreign();
+        let mut calls = calls.peekable();
+        if !foreign && status.is_ok() {
+            self.end_unseen(&mut calls);
+        }
+        for (position, op) in calls {
+            if foreign && self.leave_to_vmm(Late { position, op, status }) {
+                continue;
+            }
+            let held = self.unfinished.held(|_| true);
+            self.end(held.as_deref(), position, op, status);
+            drop(held);
+        }
+    }
+
+    /// Ends the first of the entries, which were executed, for as long as the guest sees nothing of that yet:
+    /// one before them is pending still.
+    fn end_unseen(&self, calls: &mut Peekable<impl Iterator<Item = (u32, Operation)>>) {
+        let Some((_, op)) = calls.peek().copied() else { return };
+        let mut ended = 0;
+        {
+            let mut state = self.state.lock();
+            let Some(first) = state.first_pending() else { return };
+            while let Some((position, _)) = calls.next_if(|call| call.0 != first && call.1 == op) {
+                state.finish(position);
+                ended += 1;
+            }
+        }
+        self.queue.stats().executed_all(op, ended);
+        self.unfinished.ended(ended);
     }
 
     /// Leaves it to a thread of the VMM to end an entry. False if there is no memory to note it.
@@ -74,7 +103,7 @@ impl Ring {
             // The next exit of the vCPU looks properly.
             self.watch.look_again();
         }
-        self.unfinished.ended();
+        self.unfinished.ended(1);
     }
 
     fn show_end(

@@ -86,15 +86,27 @@ impl State {
     /// The entry at `position` is about to be given to an operation, and pending from here on.
     pub(super) fn begin(&mut self, position: u32) {
         let (word, bit) = Self::place(self.consumer.size(), position);
-        self.pending[word] |= bit;
-        self.unfinished += 1;
+        if let Some(word) = self.pending.get_mut(word) {
+            *word |= bit;
+        }
+        self.unfinished = self.unfinished.wrapping_add(1);
     }
 
     /// The entry at `position` is finished: `done` may pass it.
     pub(super) fn finish(&mut self, position: u32) {
         let (word, bit) = Self::place(self.consumer.size(), position);
-        self.pending[word] &= !bit;
-        self.unfinished -= 1;
+        if let Some(word) = self.pending.get_mut(word) {
+            *word &= !bit;
+        }
+        self.unfinished = self.unfinished.wrapping_sub(1);
+    }
+
+    /// The entry that `done` waits for, if there is one. As long as that is pending, the guest sees nothing
+    /// of others that are finished.
+    pub(super) fn first_pending(&mut self) -> Option<u32> {
+        let first = self.advance();
+        let (word, bit) = Self::place(self.consumer.size(), first);
+        (first == self.done && self.pending[word] & bit != 0).then_some(first)
     }
 
     /// Stores the status of a declined entry. May sleep.

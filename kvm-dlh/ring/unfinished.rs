@@ -50,29 +50,34 @@ impl Unfinished {
         self.counts.lock().outstanding
     }
 
-    /// A call is about to be given to an operation: the VM of `vcpu` is kept until it has ended. False if
+    /// Calls are about to be given to operations: the VM of `vcpu` is kept until they have ended. False if
     /// the VM is being destroyed.
     #[must_use]
-    pub(super) fn begin(&self, vcpu: &Vcpu) -> bool {
+    pub(super) fn begin(&self, vcpu: &Vcpu, calls: u32) -> bool {
         let mut counts = self.counts.lock();
         if counts.hold.is_none() {
             counts.hold = vcpu.try_get();
         }
         if counts.hold.is_some() {
-            counts.outstanding += 1;
+            counts.outstanding += calls;
             self.none.store(false, Ordering::Release);
         }
         counts.hold.is_some()
     }
 
-    /// A call has ended, and the guest has been shown that, or cannot be. May sleep.
-    pub(super) fn ended(&self) {
-        let unneeded = {
+    /// Calls have ended, and the guest has been shown that, or cannot be. May sleep.
+    pub(super) fn ended(&self, calls: u32) {
+        if calls == 0 {
+            return;
+        }
+        let (last, unneeded) = {
             let mut counts = self.counts.lock();
-            counts.outstanding -= 1;
-            self.release(&mut counts)
+            counts.outstanding -= calls;
+            (counts.outstanding == 0, self.release(&mut counts))
         };
-        wake(self);
+        if last {
+            wake(self);
+        }
         // May be the last reference to the VM: not under the lock.
         drop(unneeded);
     }
@@ -115,6 +120,11 @@ impl Unfinished {
     pub(super) fn held(&self, choose: impl FnOnce(&Vcpu) -> bool) -> Option<VcpuRef> {
         let counts = self.counts.lock();
         counts.hold.as_ref().filter(|vcpu| choose(vcpu))?.try_get()
+    }
+
+    /// Whether the current thread is not one of the VMM for which something is outstanding.
+    pub(super) fn is_foreign(&self) -> bool {
+        self.counts.lock().hold.as_ref().is_some_and(|vcpu| !vcpu.vm().is_current())
     }
 
     /// A call was completed on a thread that is not the VMM's.

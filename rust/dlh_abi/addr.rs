@@ -60,6 +60,7 @@ impl GfnRange {
     /// # Errors
     ///
     /// [`Error::Argument`] for an empty run or one that leaves the guest-physical address space.
+    #[inline]
     pub fn new(start: Gfn, pages: u64) -> Result<Self, Error> {
         let limit = GPA_LIMIT >> PAGE_SHIFT;
         match start.0.checked_add(pages) {
@@ -75,6 +76,7 @@ impl GfnRange {
     ///
     /// [`Error::Argument`] unless both are multiples of the page size and the run is valid: a part
     /// of a page is never rounded, in either direction.
+    #[inline]
     pub fn from_bytes(gpa: Gpa, bytes: u64) -> Result<Self, Error> {
         if !gpa.is_page_aligned() || bytes % PAGE_SIZE != 0 {
             return Err(Error::Argument);

@@ -11,6 +11,7 @@
 #include <linux/kvm_dlh.h>
 
 struct callback_head;
+struct file;
 struct kvm;
 struct kvm_vcpu;
 struct mm_struct;
@@ -50,6 +51,8 @@ enum dlh_slot {
 	DLH_SLOT_PRIVATE,
 };
 enum dlh_slot dlh_kvm_translate(struct kvm *kvm, u64 gfn, unsigned long *hva, u64 *pages);
+u64 dlh_kvm_slot_start(struct kvm *kvm, u64 gfn);
+bool dlh_kvm_has_assigned_devices(struct kvm *kvm);
 
 /* helpers/user.c: the VMM's memory, words of it each in one access. */
 struct dlh_ring_words {
@@ -128,22 +131,43 @@ void dlh_doorbell_destroy(struct dlh_doorbell *bell);
 void dlh_doorbell_barrier(void);
 int dlh_doorbell_rearm(struct dlh_doorbell *bell);
 
-/* helpers/merge.c: what may be released, and the worker that releases it. */
+/* helpers/faults.c: the probe on page faults of guests. */
+typedef void (*dlh_fault_fn)(void *data, struct kvm_vcpu *vcpu, u64 address, u64 error);
+int dlh_tracepoint_attach_fault(dlh_fault_fn probe, void *data);
+void dlh_tracepoint_detach_fault(dlh_fault_fn probe, void *data);
+bool dlh_fault_writes_gpa(const struct kvm_vcpu *vcpu, u64 error);
+
+/* helpers/merge.c: what may be released, and how. */
 enum dlh_vma {
-	DLH_VMA_USABLE,
+	DLH_VMA_ANONYMOUS,
+	DLH_VMA_SHARED_FILE,
+	DLH_VMA_PRIVATE_FILE,
 	DLH_VMA_KIND,
+	DLH_VMA_PFNMAP,
 	DLH_VMA_LOCKED,
 	DLH_VMA_UFFD,
 };
 enum dlh_vma dlh_vma_judge(struct vm_area_struct *vma);
 unsigned long dlh_unmapped_bytes(struct mm_struct *mm, unsigned long address);
 bool dlh_mm_has_pinned(struct mm_struct *mm);
-unsigned long dlh_unpinned_pages(unsigned long start, unsigned long pages);
+unsigned long dlh_vma_page_bytes(const struct vm_area_struct *vma);
+unsigned long dlh_unpinned_bytes(struct mm_struct *mm, unsigned long start, unsigned long bytes,
+				 unsigned long page_bytes);
+void dlh_map_zero_page(unsigned long start, unsigned long bytes);
+struct file *dlh_vma_file(const struct vm_area_struct *vma, unsigned long address, u64 *offset);
+void dlh_file_put(struct file *file);
+unsigned long dlh_file_zero_bytes(struct file *file, u64 offset, unsigned long bytes, bool *pages);
+unsigned long dlh_file_loose_bytes(struct file *file, u64 offset, unsigned long bytes, bool *locked);
+int dlh_file_punch(struct file *file, u64 offset, unsigned long bytes);
+bool dlh_merge_share(void);
+
+/* helpers/worker.c: a thread of the VMM. */
 struct vhost_task *dlh_worker_create(bool (*work)(void *), void (*killed)(void *), void *data);
 void dlh_worker_start(struct vhost_task *task);
 void dlh_worker_running(void);
 void dlh_worker_wake(struct vhost_task *task);
 void dlh_worker_stop(struct vhost_task *task);
+u64 dlh_worker_cpu_ns(void);
 
 /* helpers/guest.c: what the guest's driver needs. */
 s64 dlh_guest_hypercall(u64 function, u64 arg0, u64 arg1, u64 arg2);
@@ -173,7 +197,8 @@ struct dlh_guest_reporting {
 typedef int (*dlh_guest_report_fn)(struct page_reporting_dev_info *info, struct scatterlist *list,
 				   unsigned int count);
 int dlh_guest_reporting_register(struct dlh_guest_reporting *reporting, dlh_guest_report_fn report,
-				 u32 order);
+				 u32 order, u32 capacity);
+void dlh_guest_reporting_again(struct page_reporting_dev_info *info, u32 ms);
 void dlh_guest_reporting_unregister(struct dlh_guest_reporting *reporting);
 u32 dlh_guest_reporting_order(void);
 void dlh_guest_reporting_set_order(u32 order);

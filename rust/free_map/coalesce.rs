@@ -29,6 +29,20 @@ pub fn coalesce(ranges: &mut [GfnRange]) -> usize {
     kept
 }
 
+/// Makes `run` longer by `next`, if that begins where `run` ends: guests mostly report neighbours one after the
+/// other.
+#[inline]
+pub fn extend(run: &mut GfnRange, next: GfnRange) -> bool {
+    let longer = GfnRange::new(run.start(), run.pages().wrapping_add(next.pages()));
+    match longer {
+        Ok(longer) if run.end() == next.start() => {
+            *run = longer;
+            true
+        }
+        _ => false,
+    }
+}
+
 /// The run from the first page of `runs` or `new` to the last.
 fn join(runs: &[GfnRange], new: GfnRange) -> GfnRange {
     runs.iter().fold(new, |all, run| {

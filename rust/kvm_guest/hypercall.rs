@@ -11,7 +11,7 @@ use kernel::{
     sync::atomic::{ordering::Relaxed, Atomic},
 };
 
-use crate::CpuGuard;
+use crate::{reporting::PUT_OFF, CpuGuard};
 
 /// What KVM answers to a hypercall it does not know (`-KVM_ENOSYS`).
 const UNKNOWN: i64 = -1000;
@@ -34,11 +34,9 @@ impl HostError {
         self.0 == CallError::NoRing.to_rax()
     }
 
-    /// The host does not know the operation, or has no use for it any more.
-    pub fn is_gone(self) -> bool {
-        self.is_absent()
-            || self.0 == CallError::Operation.to_rax()
-            || self.0 == CallError::Gone.to_rax()
+    /// The host may do it at another time.
+    pub fn is_put_off(self) -> bool {
+        self.is_absent() || PUT_OFF.into_iter().any(|reason| self.0 == reason.to_rax())
     }
 }
 

@@ -26,7 +26,7 @@ mod ring_table;
 pub use cpu::{sleep_ms, tsc, tsc_khz, CpuGuard};
 pub use hotplug::{CpuEvents, CpuHotplug};
 pub use reboot::{RebootEvents, RebootNotifier};
-pub use reporting::{PageReporting, Placed, Progress, Report, Reporter, Tally};
+pub use reporting::{PageReporting, Placed, Progress, Report, Reporter, Tally, Unreported};
 pub use ring::{LocalRing, NewRing, Ring, SetupError};
 pub use ring_table::RingTable;
 

@@ -12,7 +12,7 @@ use dlh_abi::{Call, Error as CallError, Operation};
 use dlh_bindings as bindings;
 use kernel::{
     container_of,
-    error::{from_result, to_result},
+    error::to_result,
     pr_warn_once,
     prelude::*,
     sync::Arc,
@@ -24,14 +24,27 @@ use crate::{cpu::sleep_ms, hypercall, hypercall::HostError, LocalRing, Ring, FAU
 /// Milliseconds between the questions to a host whose answers leave open what it works on.
 const LAST_RESORT_MS: u32 = 100;
 
+/// Why the host declines what it may execute at another time.
+pub(crate) const PUT_OFF: [CallError; 4] =
+    [CallError::Busy, CallError::NoMemory, CallError::Operation, CallError::Gone];
+
 /// Who reports.
 pub trait Reporter: Send + Sync + 'static {
     /// Tells the host of the pages in `report`. May sleep.
     ///
     /// # Errors
     ///
-    /// The pages stay unreported, and are reported again at some later time.
-    fn report(&self, report: &mut Report<'_>) -> Result;
+    /// The pages stay unreported, and say when they are reported again.
+    fn report(&self, report: &mut Report<'_>) -> Result<(), Unreported>;
+}
+
+/// How long the pages of a report stay unreported.
+#[derive(Clone, Copy, Debug)]
+pub enum Unreported {
+    /// So many milliseconds. Nothing else is reported meanwhile.
+    For(u32),
+    /// Until others are freed, which may be never.
+    UntilFreed,
 }
 
 /// What became of the calls in a batch.
@@ -41,8 +54,8 @@ pub struct Tally {
     pub calls: u32,
     /// Those of them that were not executed; their pages are as they were.
     pub declined: u32,
-    /// Those of the declined that were not because the host has no such operation (any more).
-    pub gone: u32,
+    /// Those of the declined that the host may execute at another time.
+    pub put_off: u32,
 }
 
 /// How far a batch is.
@@ -93,6 +106,21 @@ impl Report<'_> {
     /// Number of ranges that have not been placed.
     pub fn left(&self) -> u32 {
         self.left
+    }
+
+    /// Bytes in the ranges that have not been placed.
+    pub fn bytes(&self) -> u64 {
+        let (mut sum, mut entry) = (0, self.next);
+        for left in (0..self.left).rev() {
+            // SAFETY: By the type invariant, and there is another while some are left.
+            unsafe {
+                sum += bindings::dlh_guest_sg_bytes(entry);
+                if left > 0 {
+                    entry = bindings::dlh_guest_sg_next(entry);
+                }
+            }
+        }
+        sum
     }
 
     /// The next range as a call, and its pages.
@@ -163,9 +191,8 @@ impl Report<'_> {
             for i in 0..*count {
                 let status = ring.status(first.wrapping_add(i));
                 tally.declined += u32::from(!status.is_ok());
-                let gone =
-                    status == CallError::Operation.into() || status == CallError::Gone.into();
-                tally.gone += u32::from(gone);
+                let put_off = PUT_OFF.into_iter().any(|reason| status == reason.into());
+                tally.put_off += u32::from(put_off);
             }
             Progress::Finished(tally)
         } else if dead {
@@ -182,12 +209,19 @@ impl Report<'_> {
         self.batch.as_ref().is_some_and(|batch| batch.ring.is_detached())
     }
 
-    /// Has the host work on the batch while the vCPU waits, and then says how far it is.
+    /// Has the host work on the batch while the vCPU waits, and then says how far it is. A host that
+    /// is not done with it even then is asked to let go of the ring.
     pub fn kick(&mut self) -> Progress {
-        if let Some(batch) = &self.batch {
-            batch.ring.kick();
+        let Some(Batch { ring, .. }) = &self.batch else { return self.poll() };
+        let ring = ring.clone();
+        ring.kick();
+        match self.poll() {
+            Progress::Working => {
+                ring.close();
+                self.poll()
+            }
+            progress => progress,
         }
-        self.poll()
     }
 
     /// Waits until the host works on nothing of this report any more, however long it takes.
@@ -222,12 +256,13 @@ unsafe impl<T: Reporter> Sync for PageReporting<T> {}
 
 impl<T: Reporter> PageReporting<T> {
     /// Registers it. Free blocks of 2^`order` pages and more are reported; `None` leaves the choice to
-    /// the kernel, which has a parameter for it. May sleep.
+    /// the kernel, which has a parameter for it. At most `batch` of them are lent at a time, and no more
+    /// than the kernel's own limit (32). May sleep.
     ///
     /// # Errors
     ///
     /// `EBUSY`: somebody else reports; `ENOMEM`.
-    pub fn new(order: Option<u32>, reporter: Arc<T>) -> Result<Pin<KBox<Self>>> {
+    pub fn new(order: Option<u32>, batch: u32, reporter: Arc<T>) -> Result<Pin<KBox<Self>>> {
         // SAFETY: May be called anywhere.
         let previous_order = match unsafe { bindings::dlh_guest_reporting_order() } {
             // Not chosen yet. The kernel would choose this; it cannot go back to "not chosen".
@@ -251,6 +286,7 @@ impl<T: Reporter> PageReporting<T> {
                             place,
                             Some(report::<T>),
                             first_order,
+                            batch,
                         )
                     })
                 }),
@@ -313,5 +349,11 @@ unsafe extern "C" fn report<T: Reporter>(
     if !FAULT_REPORT_EARLY {
         report.settle();
     }
-    from_result(|| result.map(|()| 0))
+    match result {
+        Ok(()) => return 0,
+        // SAFETY: This is within a report of `info`.
+        Err(Unreported::For(ms)) => unsafe { bindings::dlh_guest_reporting_again(info, ms) },
+        Err(Unreported::UntilFreed) => {}
+    }
+    EAGAIN.to_errno()
 }

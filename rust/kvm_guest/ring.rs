@@ -196,6 +196,12 @@ impl Ring {
         }
     }
 
+    /// Whether the host still knows it; asks the host, which may take its time.
+    pub fn is_known(&self) -> bool {
+        self.kick();
+        self.is_live()
+    }
+
     /// Has the host let go of it: when this has been called, and the ring is dead, nothing of it is
     /// worked on any more. The host may take its time.
     pub fn close(&self) {

@@ -56,6 +56,17 @@ impl RingTable {
         LocalRing::begin(ring, here)
     }
 
+    /// The ring of a CPU. Any context.
+    pub fn get(&self, cpu: u32) -> Option<Arc<Ring>> {
+        let _here = CpuGuard::new();
+        let raw = self.places.get(cpu as usize)?.load(Ordering::Acquire);
+        if raw.is_null() {
+            return None;
+        }
+        // SAFETY: As in `local()`, for the guard's life.
+        Some(unsafe { ArcBorrow::from_raw(raw) }.into())
+    }
+
     /// Puts a ring in its place. Any context.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use kernel::{
 };
 use kvm_vm::{GuestWindow, Hva};
 
-use crate::Reader;
+use rcu_table::Reader;
 
 /// A hint that a ring may have new entries: the guest's `tail`, read without page tables.
 ///

@@ -4,8 +4,9 @@
 
 use kernel::{prelude::*, str::CStr, sync::ArcBorrow};
 use kvm_vm::{Vcpu, Vm, VmKey};
+use rcu_table::Reader;
 
-use crate::{HypercallArgs, Reader};
+use crate::HypercallArgs;
 
 /// The receiver of everything the hooks see.
 pub trait Events: Send + Sync + Sized + 'static {

@@ -12,8 +12,9 @@ use kernel::{
     sync::{Arc, Mutex},
 };
 use kvm_vm::Vcpu;
+use rcu_table::Reader;
 
-use crate::{Events, Missing, Reader};
+use crate::{Events, Missing};
 
 /// The two probes, for one kind of receiver; attached only while somebody listens, so that they cost
 /// nothing otherwise.

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! Where the host module meets KVM: the hypercall exit, the exit path, the beginning and the end of a VM;
-//! and what runs there: work on the vCPU thread, a doorbell that may be read with interrupts off, and a
-//! table to find things by vCPU.
+//! and what runs there: work on the vCPU thread, and a doorbell that may be read with interrupts off.
 //!
 //! Nothing of KVM is patched: the hooks are ftrace's and the tracepoints' own.
 
@@ -12,8 +11,6 @@ mod exit;
 mod guest_event;
 mod hooks;
 pub mod inline_atomic;
-mod reader;
-mod table;
 mod task_work;
 mod ticker;
 mod wait;
@@ -24,8 +21,6 @@ pub use events::{Events, Missing};
 pub use exit::{ExitProbes, Listening};
 pub use guest_event::GuestEvent;
 pub use hooks::{Hooks, HypercallArgs};
-pub use reader::Reader;
-pub use table::{Table, Unlinked};
 pub use task_work::{wait_for_task_works, Deferred, TaskWork};
 pub use ticker::{kick, timer_tick, Tick, Ticker};
 pub use wait::{wait_until, wake};

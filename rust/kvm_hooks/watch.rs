@@ -4,10 +4,11 @@
 
 use kernel::prelude::*;
 use kvm_vm::{GuestWindow, Vm};
+use rcu_table::Reader;
 
 use crate::{
     inline_atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
-    Doorbell, Reader,
+    Doorbell,
 };
 
 /// A doorbell, and what it and the memslots said at the last look.

@@ -15,7 +15,7 @@ use kernel::{
     sync::Arc,
 };
 
-use crate::{complete, Contexts, Feed, Registry};
+use crate::{complete_all, Contexts, Feed, Registry};
 
 /// Who owns the registry: knows all VMs.
 pub trait Owner: Send + Sync + 'static {
@@ -34,7 +34,7 @@ struct Entry {
     owner: *const c_void,
     register: unsafe fn(*const c_void, *const bindings::kvm_dlh_ops) -> Result,
     unregister: unsafe fn(*const c_void, *const bindings::kvm_dlh_ops),
-    complete: unsafe fn(bindings::kvm_dlh_token, i32),
+    complete_all: unsafe fn(&[bindings::kvm_dlh_token], i32),
 }
 
 /// Set while an owner is published. Other modules reach it only through our exported symbols, so they
@@ -65,7 +65,7 @@ impl<O: Owner> Published<O> {
                 owner: Arc::as_ptr(&owner).cast(),
                 register: register::<O>,
                 unregister: unregister::<O>,
-                complete: complete::<O::Feed>,
+                complete_all: complete_all::<O::Feed>,
             },
             GFP_KERNEL,
         )?;
@@ -145,6 +145,30 @@ pub(crate) unsafe extern "C" fn kvm_dlh_complete(token: bindings::kvm_dlh_token,
     // SAFETY: Set while a module can call this; every token comes from the published registry.
     if let Some(entry) = unsafe { ENTRY.load(Ordering::Acquire).as_ref() } {
         // SAFETY: By the caller's promise.
-        unsafe { (entry.complete)(token, status) }
+        unsafe { (entry.complete_all)(&[token], status) }
+    }
+}
+
+/// Completes several calls; see `include/linux/kvm_dlh.h`.
+///
+/// # Safety
+///
+/// `tokens` points to `count` of them; each as for [`kvm_dlh_complete`].
+#[no_mangle]
+pub(crate) unsafe extern "C" fn kvm_dlh_complete_all(
+    tokens: *const bindings::kvm_dlh_token,
+    count: u32,
+    status: i32,
+) {
+    if count == 0 {
+        return;
+    }
+    // SAFETY: Set while a module can call this; every token comes from the published registry.
+    if let Some(entry) = unsafe { ENTRY.load(Ordering::Acquire).as_ref() } {
+        // SAFETY: By the caller's promise.
+        unsafe {
+            let tokens = core::slice::from_raw_parts(tokens, count as usize);
+            (entry.complete_all)(tokens, status)
+        }
     }
 }

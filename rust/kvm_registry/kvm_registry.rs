@@ -36,8 +36,8 @@ pub const MAX_OPERATIONS: usize = bindings::KVM_DLH_MAX_OPS as usize;
 
 /// Where calls come from, and where their completion goes.
 pub trait Feed: Send + Sync + Sized + 'static {
-    /// The call that was handed over as `call` is finished. May sleep.
-    fn complete(this: Arc<Self>, call: u64, status: Status);
+    /// The calls that were handed over as `calls` are finished. May sleep.
+    fn complete_all(&self, calls: impl Iterator<Item = u64>, status: Status);
 }
 
 /// What became of a call.
@@ -45,7 +45,7 @@ pub trait Feed: Send + Sync + Sized + 'static {
 pub enum Outcome {
     /// Finished.
     Finished(Status),
-    /// [`Feed::complete`] will be called, or has been already.
+    /// [`Feed::complete_all`] will be called, or has been already.
     Pending,
 }
 
@@ -80,48 +80,10 @@ impl<F: Feed> Registry<F> {
         })
     }
 
-    /// Executes `call` for `vm`, whose contexts are `contexts`. `feed` hears of its completion as
-    /// call number `id` if it is pending.
-    ///
-    /// # Context
-    ///
-    /// A thread of the VMM; may sleep.
-    pub fn execute(
-        &self,
-        contexts: &Contexts,
-        vm: &Vm,
-        call: &Call,
-        feed: &Arc<F>,
-        id: u64,
-    ) -> Outcome {
-        let refused = |e: CallError| Outcome::Finished(e.into());
-        let Some(slot) = self.slots.get(usize::from(call.op.0)) else {
-            return refused(CallError::Operation);
-        };
-        let _calls = self.calls.read_lock();
-        let raw = slot.load(Ordering::Acquire);
-        // SAFETY: A table in a slot is valid while the read lock is held.
-        let Some(ops) = (unsafe { raw.as_ref() }) else {
-            return refused(CallError::Operation);
-        };
-        let Some(context) = contexts.get(ops, vm) else {
-            return refused(CallError::NoMemory);
-        };
-        let Some(execute) = ops.execute else {
-            return refused(CallError::Operation);
-        };
-        // Owned by the token until it is completed.
-        let feed = Arc::into_raw(feed.clone());
-        let token = bindings::kvm_dlh_token { feed: feed.cast_mut().cast(), call: id };
-        // SAFETY: The context is this operation's for this VM; the arguments are two words of our copy.
-        let result = unsafe { execute(context, vm.as_ptr(), call.arg.as_ptr(), token) };
-        if result == bindings::KVM_DLH_PENDING as i32 {
-            return Outcome::Pending;
-        }
-        // SAFETY: Any other value gives the token back.
-        drop(unsafe { Arc::from_raw(feed) });
-        // A foreign module may return anything; what is not an error is success.
-        Outcome::Finished(Status(result.min(0)))
+    /// The way to the operations, none of which goes away until the result is dropped. May sleep.
+    pub fn calls(&self) -> Calls<'_, F> {
+        // INVARIANT: Just locked.
+        Calls { slots: &self.slots, _lock: self.calls.read_lock(), _feed: PhantomData }
     }
 
     /// Detaches every operation from a VM that has ended, or whose queue goes. May sleep.
@@ -173,13 +135,76 @@ impl<F: Feed> Registry<F> {
     }
 }
 
-/// Completes a token that was handed out by [`Registry::execute`].
+/// The way to the operations.
+///
+/// # Invariants
+///
+/// The registry's read lock is held: tables in `slots` stay valid.
+pub struct Calls<'a, F: Feed> {
+    slots: &'a [AtomicPtr<bindings::kvm_dlh_ops>; MAX_OPERATIONS],
+    _lock: kernel::sync::srcu::Guard<'a>,
+    _feed: PhantomData<fn(F)>,
+}
+
+impl<F: Feed> Calls<'_, F> {
+    /// Executes `call` for `vm`, whose contexts are `contexts`. `feed` hears of its completion as
+    /// call number `id` if it is pending.
+    ///
+    /// # Context
+    ///
+    /// A thread of the VMM; may sleep.
+    pub fn execute(
+        &self,
+        contexts: &Contexts,
+        vm: &Vm,
+        call: &Call,
+        feed: &Arc<F>,
+        id: u64,
+    ) -> Outcome {
+        let refused = |e: CallError| Outcome::Finished(e.into());
+        let Some(slot) = self.slots.get(usize::from(call.op.0)) else {
+            return refused(CallError::Operation);
+        };
+        let raw = slot.load(Ordering::Acquire);
+        // SAFETY: A table in a slot is valid while the read lock is held.
+        let Some(ops) = (unsafe { raw.as_ref() }) else {
+            return refused(CallError::Operation);
+        };
+        let Some(context) = contexts.get(ops, vm) else {
+            return refused(CallError::NoMemory);
+        };
+        let Some(execute) = ops.execute else {
+            return refused(CallError::Operation);
+        };
+        // Owned by the token until it is completed.
+        let feed = Arc::into_raw(feed.clone());
+        let token = bindings::kvm_dlh_token { feed: feed.cast_mut().cast(), call: id };
+        // SAFETY: The context is this operation's for this VM; the arguments are two words of our copy.
+        let result = unsafe { execute(context, vm.as_ptr(), call.arg.as_ptr(), token) };
+        if result == bindings::KVM_DLH_PENDING as i32 {
+            return Outcome::Pending;
+        }
+        // SAFETY: Any other value gives the token back.
+        drop(unsafe { Arc::from_raw(feed) });
+        // A foreign module may return anything; what is not an error is success.
+        Outcome::Finished(Status(result.min(0)))
+    }
+}
+
+/// Completes tokens that were handed out by [`Calls::execute`].
 ///
 /// # Safety
 ///
-/// `token` came from a registry with the same `F`, and is completed for the first time.
-unsafe fn complete<F: Feed>(token: bindings::kvm_dlh_token, status: i32) {
-    // SAFETY: By the caller's promise the token owns a count.
-    let feed = unsafe { Arc::from_raw(token.feed.cast::<F>()) };
-    F::complete(feed, token.call, Status(status.min(0)));
+/// The tokens came from a registry with the same `F`, and are completed for the first time.
+unsafe fn complete_all<F: Feed>(tokens: &[bindings::kvm_dlh_token], status: i32) {
+    for tokens in tokens.chunk_by(|a, b| a.feed == b.feed) {
+        let Some(first) = tokens.first() else { continue };
+        // SAFETY: By the caller's promise each token owns a count; that of the first lasts until the end.
+        let feed = unsafe { Arc::from_raw(first.feed.cast::<F>()) };
+        F::complete_all(&feed, tokens.iter().map(|token| token.call), Status(status.min(0)));
+        for _ in tokens.iter().skip(1) {
+            // SAFETY: As above; the feeds are the same.
+            drop(unsafe { Arc::from_raw(first.feed.cast::<F>()) });
+        }
+    }
 }

@@ -87,6 +87,17 @@ impl<'a> Memslots<'a> {
         Ok(Span { frames, hva: hva? })
     }
 
+    /// The whole memslot that `gfn` lies in, if it is usable.
+    pub fn slot_of(&self, gfn: Gfn) -> Result<Span, SlotError> {
+        let (hva, _) = self.lookup(gfn);
+        hva?;
+        // SAFETY: By the type invariant the srcu read lock is held.
+        let start = Gfn(unsafe { bindings::dlh_kvm_slot_start(self.vm.as_ptr(), gfn.0) });
+        let (hva, pages) = self.lookup(start);
+        let frames = GfnRange::new(start, pages).map_err(|_| SlotError::None)?;
+        Ok(Span { frames, hva: hva? })
+    }
+
     /// Where the frame lies, or why it cannot be used, and how many frames from it on share its slot.
     fn lookup(&self, gfn: Gfn) -> (Result<Hva, SlotError>, u64) {
         let (mut hva, mut pages) = (0, 0);

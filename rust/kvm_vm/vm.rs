@@ -84,6 +84,13 @@ impl Vm {
         unsafe { bindings::dlh_kvm_is_current(self.as_ptr()) }
     }
 
+    /// Whether the VMM has told KVM of devices that it assigns: their DMA pins all of the guest's memory. Any
+    /// context.
+    pub fn has_assigned_devices(&self) -> bool {
+        // SAFETY: By the type invariant.
+        unsafe { bindings::dlh_kvm_has_assigned_devices(self.as_ptr()) }
+    }
+
     /// A number that changes whenever a memslot does. Any context.
     #[inline]
     pub fn generation(&self) -> u64 {

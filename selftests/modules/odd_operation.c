@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * For 51-operations.sh: an operation that can be everything an operation should not be.
+ * For 47-guest-params.py and 51-operations.sh: an operation that can be everything an operation should not be.
  */
 
 #include <linux/kvm_dlh.h>

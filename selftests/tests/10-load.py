@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-# vm: smp=2 mem=2G timeout=120
+# vm: smp=1 mem=2G timeout=120
 """kvm_dlh.ko is inserted and removed, and says so clearly when it cannot be."""
 
 import subprocess

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-# vm: smp=2 mem=2G timeout=300
+# vm: smp=1 mem=2G timeout=300
 """A kernel whose KVM lacks a hook point: one clear line, and nothing left behind.
 
 The module is a test build that looks for a function this kernel does not have. The same holds where

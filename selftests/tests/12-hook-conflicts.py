@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-# vm: smp=2 mem=2G timeout=240
+# vm: smp=1 mem=2G timeout=240
 """Somebody else is at the functions that the module hooks.
 
 An owner, who may send a function elsewhere, is one at a time (ftrace's IPMODIFY; live patches are such):

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-# vm: smp=2 mem=2G timeout=240
+# vm: smp=1 mem=2G timeout=240
 """What guests are told about the host, as modules come and go."""
 
 import subprocess

@@ -1,6 +1,6 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
-# vm: smp=2 mem=2G timeout=240
+# vm: smp=1 mem=2G timeout=240
 # Hypercalls and entries that must be refused.
 set -e
 # Emulation is slow: without this, time would bound the drains that these tests count entries of.

@@ -6,7 +6,6 @@ set -e
 # Emulation is slow: without this, time would bound the drains that these tests count entries of.
 insmod build/modules/kvm_dlh.ko budget_us=1000000
 insmod build/modules/ksm_bridge.ko
-echo 8 >/proc/sys/vm/nr_hugepages
 build/bin/dlh-vmm ktap free_pages
 rmmod ksm_bridge
 rmmod kvm_dlh

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-# vm: smp=2 mem=4G timeout=300
+# vm: smp=1 mem=4G timeout=300
 """A guest fills its memory and frees it; the host gets it back, and no exit is made for that.
 
 KVM's own counters tell of the exits. A guest makes some anyhow, for its timers: a second guest without

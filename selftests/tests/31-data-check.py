@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-# vm: smp=2 mem=4G timeout=900
+# vm: smp=1 mem=4G timeout=900
 """A guest's processes write patterns to fresh memory and verify them while pages are reported and merged.
 
 Nothing may be lost. That the check would find a loss is shown by a guest driver that breaks the rule on

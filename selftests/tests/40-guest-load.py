@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-# vm: smp=2 mem=3G timeout=240
+# vm: smp=1 mem=3G timeout=240
 """dlh_guest.ko goes in only where there is something to do, says why where there is not, and goes again."""
 
 import subprocess
@@ -33,7 +33,7 @@ def refused(guest: Guest, arguments: str, reason: str, name: str) -> None:
     ktap.equal(guest.check(TRACES), "", f"{name}: nothing stays behind")
 
 
-ktap.plan(3 * 8 + 3 + 4)
+ktap.plan(3 * 11 + 3 + 4)
 with Guest(files=FILES, mem="256M") as guest:
     refused(guest, "", "the host has no deferrable hypercalls", "a stock host")
     host("insmod", MODULES / "kvm_dlh.ko")
@@ -42,6 +42,9 @@ with Guest(files=FILES, mem="256M") as guest:
     refused(guest, "ring_entries=100", "ring_entries=100 is no power of two", "a ring of 100")
     refused(guest, "ring_entries=131072", "ring_entries=131072 is no power of two", "a ring too large")
     refused(guest, "order=11", "order=11 is not between", "an order too large")
+    refused(guest, "batch=0", "batch=0 is not between", "no batch")
+    refused(guest, "batch=33", "batch=33 is not between", "a batch too large")
+    refused(guest, "pace_mib=1048577", "pace_mib=1048577 is not between", "a pace too fast")
     refused(guest, "timeout_ms=0", "timeout_ms=0 is not between", "no time to wait")
 
     for lap in range(3):

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-# vm: smp=2 mem=3G timeout=240
+# vm: smp=1 mem=3G timeout=240
 """The host's modules go away under a guest that reports, and come back."""
 
 import subprocess

@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-# vm: smp=2 mem=4G timeout=600
+# vm: smp=1 mem=4G timeout=600
 """A guest's kernel ends while its rings are active, and another one comes after it in the same VM.
 
 It goes on with another kernel in an orderly way (kexec), is reset from outside, panics, and goes on with a

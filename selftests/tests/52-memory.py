@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-# vm: smp=2 mem=6G timeout=240
+# vm: smp=1 mem=6G timeout=240
 """What a VM costs the host in memory and time does not depend on how many there are, and is little."""
 
 import subprocess

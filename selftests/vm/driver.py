@@ -9,7 +9,9 @@ from __future__ import annotations
 import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 from .guest import Guest
@@ -66,6 +68,40 @@ def use_memory(guest: Guest, mib: int = 16) -> None:
         "for cpu in $(seq 0 $(($(nproc) - 1))); do "
         f"taskset $(printf %x $((1 << cpu))) dlh-churn fill --mib {mib} || exit; done"
     )
+
+
+def fill(guest: Guest, mib: int) -> None:
+    """Takes memory and gives it back, once."""
+    guest.check(f"dlh-churn fill --mib {mib}", timeout=120)
+
+
+def free_mib(guest: Guest) -> float:
+    """What the guest's page allocator has."""
+    return int(guest.check("awk '/^MemFree/ { print $2 }' /proc/meminfo")) / 1024
+
+
+@contextmanager
+def stalled(guest: Guest) -> Iterator[None]:
+    """Has the host's worker that releases the guest's pages stand still; it must be there already."""
+    group = Path("/sys/fs/cgroup") / f"stalled-{guest.pid}"
+    group.mkdir()
+    (group / "cgroup.type").write_text("threaded")
+    try:
+        (worker,) = (
+            task.name
+            for task in Path(f"/proc/{guest.pid}/task").iterdir()
+            if (task / "comm").read_text().strip() == "ksm_bridge"
+        )
+        (group / "cgroup.threads").write_text(worker)
+        (group / "cgroup.freeze").write_text("1")
+        if not wait_until(lambda: "frozen 1" in (group / "cgroup.events").read_text()):
+            raise RuntimeError(f"the worker of {guest.name} does not stop")
+        yield
+    finally:
+        (group / "cgroup.freeze").write_text("0")
+        for thread in (group / "cgroup.threads").read_text().split():
+            (group.parent / "cgroup.threads").write_text(thread)
+        group.rmdir()
 
 
 def wait_more(guest: Guest, name: str, than: int, timeout: float = 30) -> tuple[dict[str, int], float]:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from .agent import Agent, AgentTimeout, Result
 from .initramfs import Initramfs, ModuleTree
@@ -50,6 +50,7 @@ class Guest:
     reboot: the guest may reset itself, or be reset; otherwise that ends its VMM. See `wait_reboot`.
     panics: the guest is made to panic: `run` does not look at its console log, the test has to.
     incoming: a file that `save` made of a guest with the same arguments: it is not booted, it goes on.
+        "live": nothing runs before `begin_migration` of a guest with the same arguments moves it here.
     """
 
     _count = 0
@@ -72,7 +73,7 @@ class Guest:
         cpu: str = "host",
         reboot: bool = False,
         panics: bool = False,
-        incoming: Path | None = None,
+        incoming: Path | Literal["live"] | None = None,
         qemu: Sequence[str] = (),
     ) -> None:
         Guest._count += 1
@@ -143,10 +144,12 @@ class Guest:
 
     def wait_ready(self, timeout: float = 120) -> None:
         """Waits until the guest's shell is there and its start script has succeeded."""
+        if self._incoming == "live":
+            return
         if self._incoming:
             # Only now: the guest's port was to be connected first.
             self.qmp("migrate-incoming", uri=f"file:{self._incoming}")
-            self._wait_migrated(timeout)
+            self.wait_migrated(timeout)
             self.boot_seconds = time.monotonic() - self._started
             return
         status = self._with_console(lambda: self.agent.wait_ready(timeout))
@@ -163,7 +166,29 @@ class Guest:
     def save(self, path: Path, timeout: float = 60) -> None:
         """Writes the guest's state to a file. The guest stands still then."""
         self.qmp("migrate", uri=f"file:{path}")
-        self._wait_migrated(timeout)
+        self.wait_migrated(timeout)
+
+    def begin_migration(self, to: Guest, *capabilities: str, **parameters: int) -> None:
+        """Starts moving the running guest to another VMM; `wait_migrated` of both waits for the end."""
+        for vmm in (to, self):
+            states = [{"capability": name, "state": True} for name in capabilities]
+            vmm.qmp("migrate-set-capabilities", capabilities=states)
+        self.qmp("migrate-set-parameters", **parameters)
+        uri = f"unix:{to._directory.name}/migration"
+        to.qmp("migrate-incoming", uri=uri)
+        self.qmp("migrate", uri=uri)
+
+    def migration(self) -> str:
+        """What QEMU calls the state that a migration is in."""
+        return str(self.qmp("query-migrate").get("status", "none"))
+
+    def wait_migrated(self, timeout: float = 60) -> None:
+        """Waits until the guest's state has been moved."""
+        deadline = time.monotonic() + timeout
+        while (info := self.qmp("query-migrate")).get("status") != "completed":
+            if info.get("status") == "failed" or time.monotonic() > deadline:
+                raise self._error(f"its state does not move: {info}")
+            time.sleep(0.05)
 
     def run(self, command: str, timeout: float = 60) -> Result:
         """Runs shell commands in the guest; returns (status, output)."""
@@ -259,13 +284,6 @@ class Guest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.kill()
-
-    def _wait_migrated(self, timeout: float) -> None:
-        deadline = time.monotonic() + timeout
-        while (info := self.qmp("query-migrate")).get("status") != "completed":
-            if info.get("status") == "failed" or time.monotonic() > deadline:
-                raise self._error(f"its state does not move: {info}")
-            time.sleep(0.05)
 
     def _connect(self, path: Path, timeout: float = 30) -> socket.socket:
         deadline = time.monotonic() + timeout

@@ -12,7 +12,8 @@ import shlex
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -61,6 +62,10 @@ class Test:
         return cls(path, options)
 
 
+# What a test file came to, and how many seconds that took.
+type Result = tuple[KtapParser, float]
+
+
 class Console:
     """Lines from several tests at a time, each line whole."""
 
@@ -74,7 +79,7 @@ class Console:
             print("\n".join(prefix + line for line in text.splitlines() or [""]), flush=True)
 
 
-def run_test(test: Test, console: Console, expected: float | None) -> tuple[KtapParser, float]:
+def run_test(test: Test, console: Console, expected: float | None) -> Result:
     """Runs one test file and judges all of it: what it printed, how it ended, what the kernels said."""
     about = f", about {expected:.0f} s" if expected else ""
     console.say(test, f"# {test.path.name} starts{about} (at most {test.options.timeout:.0f} s)")
@@ -120,11 +125,55 @@ def select(patterns: list[str]) -> list[Test]:
     return [Test.read(path) for path in wanted]
 
 
-def default_jobs() -> int:
-    """As many machines as the processors and the memory carry."""
-    available = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
-    by_memory = int(available[1]) // (7 << 20) if available else 1
-    return max(1, min((os.cpu_count() or 1) // 2, by_memory))
+@dataclass(frozen=True)
+class Room:
+    """What machines that run at the same time take, or may take, of this one."""
+
+    cpus: int
+    mib: int
+
+    @classmethod
+    def here(cls, cpus: int) -> Room:
+        """What there is: `cpus` processors, or all if 0, and the memory that is available."""
+        available = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
+        return cls(cpus or os.cpu_count() or 1, int(available[1]) >> 10 if available else 0)
+
+    @classmethod
+    def of(cls, options: Options) -> Room:
+        """What an L1 takes. Only the processors that its own are emulated on count."""
+        one = options.icount or options.one_thread
+        return cls(1 if one else options.smp, mebibytes(options.mem))
+
+    def without(self, others: Iterable[Room]) -> Room:
+        """What is left beside others."""
+        taken = list(others)
+        return Room(self.cpus - sum(room.cpus for room in taken), self.mib - sum(room.mib for room in taken))
+
+    def holds(self, room: Room) -> bool:
+        return room.cpus <= self.cpus and room.mib <= self.mib
+
+
+def mebibytes(size: str) -> int:
+    """A size as QEMU takes it, such as 6G or 512M."""
+    return int(size[:-1]) * {"M": 1, "G": 1024}[size[-1]]
+
+
+def run_all(tests: Sequence[Test], here: Room, run: Callable[[Test], Result]) -> list[Result]:
+    """Runs tests beside each other while there is room: the next in order that fits, or any if none runs."""
+    waiting = list(tests)
+    running: dict[Future[Result], Test] = {}
+    results: dict[str, Result] = {}
+    with ThreadPoolExecutor(max(1, len(tests))) as pool:
+        while waiting or running:
+            left = here.without(Room.of(test.options) for test in running.values())
+            fits = (test for test in waiting if not running or left.holds(Room.of(test.options)))
+            if test := next(fits, None):
+                waiting.remove(test)
+                running[pool.submit(run, test)] = test
+                continue
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                results[running.pop(future).name] = future.result()
+    return [results[test.name] for test in tests]
 
 
 def main() -> int:
@@ -132,7 +181,7 @@ def main() -> int:
         prog="selftests/run", description="Runs the tests, each file in a host of its own."
     )
     parser.add_argument("--list", action="store_true", help="only list the test files")
-    parser.add_argument("--jobs", type=int, default=0, help="how many machines at a time")
+    parser.add_argument("--cpus", type=int, default=0, help="how many processors to use (all)")
     parser.add_argument("pattern", nargs="*", help="part of a test file's name, or a glob")
     arguments = parser.parse_args()
 
@@ -147,11 +196,10 @@ def main() -> int:
         return 0
 
     RESULTS.mkdir(parents=True, exist_ok=True)
-    jobs = min(arguments.jobs or default_jobs(), max(1, len(tests)))
-    console = Console(prefixes=jobs > 1)
+    console = Console(prefixes=len(tests) > 1)
     started = time.monotonic()
-    pool = ThreadPoolExecutor(jobs)
-    outcomes = list(pool.map(lambda test: run_test(test, console, timings.get(test.name)), tests))
+    here = Room.here(arguments.cpus)
+    outcomes = run_all(tests, here, lambda test: run_test(test, console, timings.get(test.name)))
     for test, (_, seconds) in zip(tests, outcomes, strict=True):
         if seconds:
             timings[test.name] = round(seconds, 1)

@@ -89,7 +89,7 @@
 #define KVM_DLH_F_RESERVED		0xffffU
 
 /* Errors: returned in RAX, or as an entry's status, negated. */
-#define KVM_DLH_EREFUSED	1101	/* caller is in SMM, nested, or in a VM of a special type */
+#define KVM_DLH_EREFUSED	1101	/* SMM, nested, a VM of a special type; FREE_PAGES: assigned devices */
 #define KVM_DLH_EFUNCTION	1102	/* unknown function */
 #define KVM_DLH_EALIGN		1103	/* ring not page aligned, array not 32-byte aligned */
 #define KVM_DLH_ESIZE		1104	/* ring size no power of two, or a size out of range */

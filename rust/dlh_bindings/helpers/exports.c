@@ -7,3 +7,4 @@
 EXPORT_SYMBOL_GPL(kvm_dlh_register_ops);
 EXPORT_SYMBOL_GPL(kvm_dlh_unregister_ops);
 EXPORT_SYMBOL_GPL(kvm_dlh_complete);
+EXPORT_SYMBOL_GPL(kvm_dlh_complete_all);

@@ -13,6 +13,7 @@
 #include <linux/reboot.h>
 #include <linux/sched.h>
 #include <linux/scatterlist.h>
+#include <linux/workqueue.h>
 
 #include "../helpers.h"
 
@@ -126,13 +127,27 @@ static struct page_reporting_dev_info *reporting_info(struct dlh_guest_reporting
 
 /* reporting must be zeroed; report gets its address. */
 int dlh_guest_reporting_register(struct dlh_guest_reporting *reporting, dlh_guest_report_fn report,
-				 u32 order)
+				 u32 order, u32 capacity)
 {
 	struct page_reporting_dev_info *info = reporting_info(reporting);
 
 	info->report = report;
 	info->order = order;
+	info->capacity = capacity;
 	return page_reporting_register(info);
+}
+
+/*
+ * Has the page allocator come again after a report that fails, which it would not do by itself: blocks
+ * that are put back tell nobody. Only within a report: there the registration is in force, and the one
+ * who ends it waits for this work, and has it queued no more.
+ *
+ * Until then blocks that are freed do not make it come sooner. Freeing one for that would not do anyway:
+ * small ones, and those of 2 MiB, go to lists of the CPU, and tell nobody either.
+ */
+void dlh_guest_reporting_again(struct page_reporting_dev_info *info, u32 ms)
+{
+	queue_delayed_work(system_freezable_wq, &info->work, msecs_to_jiffies(ms));
 }
 
 void dlh_guest_reporting_unregister(struct dlh_guest_reporting *reporting)

@@ -4,6 +4,8 @@
 #include <linux/debugfs.h>
 #include <linux/kvm_host.h>
 #include <linux/math64.h>
+#include <linux/rculist.h>
+#include <linux/string.h>
 
 #include "../helpers.h"
 
@@ -149,4 +151,30 @@ enum dlh_slot dlh_kvm_translate(struct kvm *kvm, u64 gfn, unsigned long *hva, u6
 		return DLH_SLOT_PRIVATE;
 	*hva = __gfn_to_hva_memslot(slot, gfn);
 	return DLH_SLOT_USABLE;
+}
+
+/* The first frame of the slot that gfn, which was just translated, lies in. The caller holds kvm->srcu. */
+u64 dlh_kvm_slot_start(struct kvm *kvm, u64 gfn)
+{
+	const struct kvm_memory_slot *slot = __gfn_to_memslot(__kvm_memslots(kvm, 0), gfn);
+
+	return slot ? slot->base_gfn : gfn;
+}
+
+/*
+ * Whether the VMM has told KVM of devices that it assigns: it makes KVM's device "kvm-vfio" for that,
+ * and not otherwise. Devices are added to the list, and taken off it, under RCU.
+ */
+bool dlh_kvm_has_assigned_devices(struct kvm *kvm)
+{
+	const struct kvm_device *device;
+	bool found = false;
+
+	rcu_read_lock();
+	list_for_each_entry_rcu(device, &kvm->devices, vm_node) {
+		if (!strcmp(device->ops->name, "kvm-vfio"))
+			found = true;
+	}
+	rcu_read_unlock();
+	return found;
 }

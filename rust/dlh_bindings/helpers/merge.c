@@ -1,26 +1,60 @@
 // SPDX-License-Identifier: GPL-2.0
-/* What may be released of a VMM's memory, and the thread of the VMM that releases it. */
+/* What may be released of a VMM's memory, and how. */
 
+#include <linux/file.h>
+#include <linux/fs.h>
+#include <linux/falloc.h>
+#include <linux/hugetlb.h>
 #include <linux/mm.h>
 #include <linux/module.h>
-#include <linux/sched/vhost_task.h>
+#include <linux/moduleparam.h>
+#include <linux/pagemap.h>
+#include <linux/rcupdate.h>
+#include <linux/shmem_fs.h>
+#include <linux/string.h>
+#include <linux/sysfs.h>
 #include <linux/userfaultfd_k.h>
+#include <linux/xarray.h>
 
 #include "../helpers.h"
+
+static enum dlh_vma vma_kind(const struct vm_area_struct *vma)
+{
+	bool shared = vma->vm_flags & (VM_SHARED | VM_MAYSHARE);
+
+	if (is_vm_hugetlb_page(vma))
+		return shared ? DLH_VMA_SHARED_FILE : DLH_VMA_PRIVATE_FILE;
+	if (vma->vm_file && shmem_mapping(vma->vm_file->f_mapping))
+		return shared ? DLH_VMA_SHARED_FILE : DLH_VMA_PRIVATE_FILE;
+	if (vma_is_anonymous((struct vm_area_struct *)vma) && !shared)
+		return DLH_VMA_ANONYMOUS;
+	return DLH_VMA_KIND;
+}
 
 /* The caller holds the mmap lock. */
 enum dlh_vma dlh_vma_judge(struct vm_area_struct *vma)
 {
-	if (!vma_is_anonymous(vma) ||
-	    vma->vm_flags & (VM_SHARED | VM_MAYSHARE | VM_HUGETLB | VM_PFNMAP | VM_MIXEDMAP | VM_IO))
-		return DLH_VMA_KIND;
-	if (!(vma->vm_flags & VM_WRITE))
+#ifdef DLH_FAULT_NO_VMA_CHECK
+	return DLH_VMA_ANONYMOUS;
+#endif
+	if (vma->vm_flags & (VM_PFNMAP | VM_MIXEDMAP | VM_IO))
+		return DLH_VMA_PFNMAP;
+	/* Whether pages are pinned is seen only where they may be read. */
+	if (!(vma->vm_flags & VM_READ) || !(vma->vm_flags & VM_WRITE))
 		return DLH_VMA_KIND;
 	if (vma->vm_flags & VM_LOCKED)
 		return DLH_VMA_LOCKED;
 	if (userfaultfd_armed(vma))
 		return DLH_VMA_UFFD;
-	return DLH_VMA_USABLE;
+	return vma_kind(vma);
+}
+
+/* What is mapped, and freed, at a time: a huge page of hugetlbfs, or else a page. */
+unsigned long dlh_vma_page_bytes(const struct vm_area_struct *vma)
+{
+	if (!is_vm_hugetlb_page(vma))
+		return PAGE_SIZE;
+	return huge_page_size(hstate_vma((struct vm_area_struct *)vma));
 }
 
 /* How far it is from address, where nothing is mapped, to the next VMA. The caller holds the mmap lock. */
@@ -38,19 +72,21 @@ bool dlh_mm_has_pinned(struct mm_struct *mm)
 }
 
 /*
- * How many pages from start on, at most pages, are not pinned; the one after them is, or may be. Only
- * pages that are present are looked at, nothing is faulted in: a pinned page is never unmapped for
- * migration or swap. The caller holds the mmap lock of current->mm. Not the fast variant: that one
- * fails on pages that are present, for a PROT_NONE of NUMA balancing or a concurrent change.
+ * How many bytes from start on, at most bytes, are not pinned; the page after them is, or may be. Only
+ * pages that are present are looked at, each first of page_bytes, nothing is faulted in: a pinned page is
+ * never unmapped for migration or swap. The caller holds the mmap lock, and the VMA may be read: then
+ * -EFAULT says that nothing is there. Not the fast variant: that one fails on pages that are present, for
+ * a PROT_NONE of NUMA balancing or a concurrent change. The remote one, which no protection key stops.
  */
-unsigned long dlh_unpinned_pages(unsigned long start, unsigned long pages)
+unsigned long dlh_unpinned_bytes(struct mm_struct *mm, unsigned long start, unsigned long bytes,
+				 unsigned long page_bytes)
 {
 	unsigned long i;
 
-	for (i = 0; i < pages; i++) {
+	for (i = 0; i < bytes; i += page_bytes) {
 		struct page *page;
 		bool pinned;
-		long found = get_user_pages(start + i * PAGE_SIZE, 1, FOLL_NOFAULT, &page);
+		long found = get_user_pages_remote(mm, start + i, 1, FOLL_NOFAULT, &page, NULL);
 
 		if (found == -EFAULT)
 			continue;
@@ -61,32 +97,164 @@ unsigned long dlh_unpinned_pages(unsigned long start, unsigned long pages)
 		if (pinned)
 			break;
 	}
-	return i;
+	return min(i, bytes);
 }
 
-/* The thread is named after the module that this is linked into. */
-struct vhost_task *dlh_worker_create(bool (*work)(void *), void (*killed)(void *), void *data)
+/*
+ * Maps the zero page wherever nothing is mapped, as if the VMM had read there. The caller holds the mmap
+ * lock of current->mm.
+ */
+void dlh_map_zero_page(unsigned long start, unsigned long bytes)
 {
-	return vhost_task_create(work, killed, data, THIS_MODULE->name);
+	unsigned long i;
+
+	for (i = 0; i < bytes; i += PAGE_SIZE) {
+		struct page *page;
+
+		if (get_user_pages(start + i, 1, 0, &page) != 1)
+			break;
+		put_page(page);
+	}
 }
 
-void dlh_worker_start(struct vhost_task *task)
+/* The file behind a VMA, with a count, and where in it address lies. The caller holds the mmap lock. */
+struct file *dlh_vma_file(const struct vm_area_struct *vma, unsigned long address, u64 *offset)
 {
-	vhost_task_start(task);
+	*offset = address - vma->vm_start + ((u64)vma->vm_pgoff << PAGE_SHIFT);
+	return get_file(vma->vm_file);
 }
 
-/* The thread is about to work: it must not be in the state it sleeps in. */
-void dlh_worker_running(void)
+/*
+ * May sleep, and with the mmap lock held must not be the last: then a VMA has a count. Not fput(), which
+ * leaves the last one to a return to user space that a worker never makes.
+ */
+void dlh_file_put(struct file *file)
 {
-	__set_current_state(TASK_RUNNING);
+	__fput_sync(file);
 }
 
-void dlh_worker_wake(struct vhost_task *task)
+/* Whether a page of a file holds zeroes, and may go. What is larger than shmem's pages is not looked into. */
+static bool folio_is_zero(struct folio *folio, unsigned long index)
 {
-	vhost_task_wake(task);
+	const void *page;
+
+	if (folio_test_hugetlb(folio) || !folio_test_uptodate(folio) || folio_test_mlocked(folio) ||
+	    folio_maybe_dma_pinned(folio))
+		return false;
+	page = folio_address(folio) + ((index - folio->index) << PAGE_SHIFT);
+	return !memchr_inv(page, 0, PAGE_SIZE);
 }
 
-void dlh_worker_stop(struct vhost_task *task)
+/*
+ * How many bytes of a file from offset on, at most bytes, read as zeroes: there is no page in memory or
+ * in swap, or one of zeroes; *pages says whether there is any that nobody can write to through a shared
+ * mapping. Nothing stays locked: what others write
+ * there meanwhile is theirs to be seen.
+ */
+unsigned long dlh_file_zero_bytes(struct file *file, u64 offset, unsigned long bytes, bool *pages)
 {
-	vhost_task_stop(task);
+	unsigned long first = offset >> PAGE_SHIFT;
+	unsigned long count = bytes >> PAGE_SHIFT;
+	XA_STATE(xas, &file->f_mapping->i_pages, first);
+	unsigned long done = 0;
+
+	*pages = false;
+	rcu_read_lock();
+	while (done < count) {
+		struct folio *folio;
+		bool zero;
+
+		xas_set(&xas, first + done);
+		folio = xas_find(&xas, first + count - 1);
+		if (xas_retry(&xas, folio))
+			continue;
+		if (!folio) {
+			done = count;
+			break;
+		}
+		/* A large folio is found at its beginning, which may lie before. */
+		done = max(done, max(xas.xa_index, first) - first);
+		if (xa_is_value(folio) || !folio_try_get(folio))
+			break;
+		zero = folio == xas_reload(&xas) && folio_is_zero(folio, first + done);
+		folio_put(folio);
+		if (!zero)
+			break;
+		*pages = true;
+		done++;
+	}
+	rcu_read_unlock();
+	/* Somebody may be writing to them this moment. */
+	if (mapping_writably_mapped(file->f_mapping))
+		*pages = false;
+	return done << PAGE_SHIFT;
+}
+
+/*
+ * How many bytes of a file from offset on, at most bytes, hold no page that is pinned or locked in
+ * memory, by whomever. The page after them is, or may be: *locked says which.
+ */
+unsigned long dlh_file_loose_bytes(struct file *file, u64 offset, unsigned long bytes, bool *locked)
+{
+	unsigned long index = offset >> PAGE_SHIFT;
+	unsigned long end = (offset + bytes - 1) >> PAGE_SHIFT;
+	XA_STATE(xas, &file->f_mapping->i_pages, index);
+	unsigned long loose = bytes;
+	struct folio *folio;
+
+	rcu_read_lock();
+	xas_for_each(&xas, folio, end) {
+		if (xas_retry(&xas, folio) || xa_is_value(folio))
+			continue;
+		/* No count is taken: a folio that leaves the file meanwhile is as good as none. */
+		*locked = folio_test_mlocked(folio);
+		if (!*locked && !folio_maybe_dma_pinned(folio))
+			continue;
+		loose = xas.xa_index <= index ? 0 : (xas.xa_index - index) << PAGE_SHIFT;
+		break;
+	}
+	rcu_read_unlock();
+	return loose;
+}
+
+/*
+ * Makes a hole in a file. May sleep; the caller must not hold the mmap lock, which is taken inside the
+ * lock of an inode. -EBADF: not open for writing; -EPERM: sealed.
+ */
+int dlh_file_punch(struct file *file, u64 offset, unsigned long bytes)
+{
+	return vfs_fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, bytes);
+}
+
+/* The parameter merge of the module that this is linked into: the kernel crate has none of words. */
+static bool merge_share;
+
+static int merge_set(const char *value, const struct kernel_param *param)
+{
+	if (sysfs_streq(value, "release") || sysfs_streq(value, "share")) {
+		merge_share = sysfs_streq(value, "share");
+		return 0;
+	}
+	pr_err("ksm_bridge: merge=%s is neither release nor share\n", value);
+	return -EINVAL;
+}
+
+static int merge_get(char *buffer, const struct kernel_param *param)
+{
+	return sysfs_emit(buffer, "%s\n", merge_share ? "share" : "release");
+}
+
+static const struct kernel_param_ops merge_param = {
+	.set = merge_set,
+	.get = merge_get,
+};
+module_param_cb(merge, &merge_param, NULL, 0444);
+MODULE_PARM_DESC(merge, "When the zero page is mapped: release (when it is read, the default) or share (at once)");
+
+bool dlh_merge_share(void)
+{
+#ifdef DLH_FAULT_NO_VMA_CHECK
+	pr_warn("ksm_bridge: TEST BUILD: every kind of memory is taken for anonymous, guests WILL LOSE DATA\n");
+#endif
+	return merge_share;
 }

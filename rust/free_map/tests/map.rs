@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use dlh_abi::{Gfn, GfnRange};
-use free_map::{coalesce, Block, PageState, Pieces, BLOCK_PAGES};
+use free_map::{coalesce, extend, stamps, states, PageState};
 use proptest::prelude::*;
 
 fn range() -> impl Strategy<Value = GfnRange> {
@@ -18,7 +18,7 @@ fn pages(ranges: &[GfnRange]) -> BTreeSet<u64> {
 
 fn state() -> impl Strategy<Value = PageState> {
     use PageState::*;
-    prop::sample::select(vec![Unknown, Reported, Merged, Kept])
+    prop::sample::select(vec![Unknown, Reported, Merged, CameBack])
 }
 
 proptest! {
@@ -33,35 +33,67 @@ proptest! {
     }
 
     #[test]
-    fn pieces_tile_the_range_within_blocks(r in range()) {
-        let p: Vec<_> = Pieces::of(r).collect();
-        prop_assert_eq!(p[0].start(), r.start());
-        prop_assert_eq!(p[p.len() - 1].end(), r.end());
-        for pair in p.windows(2) {
-            prop_assert_eq!(pair[0].end(), pair[1].start());
-            prop_assert_eq!(pair[1].start().0 % BLOCK_PAGES, 0);
+    fn a_run_is_extended_by_its_neighbour_only(run in range(), next in range()) {
+        let mut longer = run;
+        if extend(&mut longer, next) {
+            prop_assert_eq!(run.end(), next.start());
+            prop_assert_eq!(pages(&[longer]), pages(&[run, next]));
+        } else {
+            prop_assert!(longer == run && run.end() != next.start());
         }
-        for piece in &p {
-            prop_assert_eq!(Block::number(piece.start()), Block::number(Gfn(piece.end().0 - 1)));
-        }
+        let next = GfnRange::new(run.end(), next.pages()).unwrap();
+        let mut longer = run;
+        prop_assert!(extend(&mut longer, next));
+        prop_assert_eq!(pages(&[longer]), pages(&[run, next]));
     }
 
     #[test]
-    fn a_block_remembers_each_page(ops in prop::collection::vec((0u64..512, 1u64..700, state()), 0..30)) {
-        let mut block = Block::new();
-        let mut model = [PageState::Unknown; BLOCK_PAGES as usize];
-        for (start, n, state) in ops {
-            // In the seventh block, so that block-relative arithmetic is exercised.
-            let first = 7 * BLOCK_PAGES + start;
-            block.set(GfnRange::new(Gfn(first), n).unwrap(), state);
-            let end = (start + n).min(BLOCK_PAGES) as usize;
-            model[start as usize..end].fill(state);
+    fn each_page_is_remembered(
+        size in 1u64..700,
+        ops in prop::collection::vec((0u64..800, 0u64..800, state()), 0..30),
+    ) {
+        let mut words = vec![0; states::words(size) as usize];
+        // What lies behind the last page of the last word is as good as any other.
+        let room = words.len() * states::PAGES_A_WORD as usize;
+        let mut model = vec![PageState::Unknown; room];
+        for (start, count, state) in ops {
+            let (first, end) = ((start as usize).min(room), ((start + count) as usize).min(room));
+            let mut expected = [0u64; 4];
+            for s in &model[first..end] {
+                expected[*s as usize] += 1;
+            }
+            prop_assert_eq!(states::set(&mut words, start..start + count, state), expected);
+            model[first..end].fill(state);
         }
-        let mut census = [0u32; 4];
         for (i, s) in model.iter().enumerate() {
-            prop_assert_eq!(block.get(Gfn(7 * BLOCK_PAGES + i as u64)), *s);
-            census[*s as usize] += 1;
+            prop_assert_eq!(states::get(&words, i as u64), *s);
         }
-        prop_assert_eq!(block.census(), census);
+        prop_assert_eq!(states::get(&words, room as u64), PageState::Unknown);
+    }
+
+    #[test]
+    fn a_page_is_never_thought_older_than_it_is(
+        size in 1u64..6_000_000,
+        ops in prop::collection::vec((0u64..6_000_000, 1u64..5000, 0u32..100_000), 1..20),
+        begin in any::<u32>(),
+    ) {
+        let mut times = vec![begin; stamps::stamps(size) as usize];
+        prop_assert!(times.len().is_power_of_two() && times.len() as u64 <= stamps::MOST);
+        let mut now = begin;
+        let mut last = std::collections::BTreeMap::new();
+        for (start, count, wait) in ops {
+            let (start, end) = (start % size, (start % size + count).min(size));
+            now = now.wrapping_add(wait);
+            stamps::stamp(&mut times, start..end, now);
+            last.insert(start, now);
+            last.insert(end - 1, now);
+        }
+        for (page, merged) in last {
+            prop_assert!(stamps::age(&times, page, now) <= now.wrapping_sub(merged));
+            // And where no two blocks share a time, it is just as old, or a neighbour is younger.
+            if page / 512 < times.len() as u64 {
+                prop_assert!(stamps::age(&times, page, now) <= now.wrapping_sub(begin));
+            }
+        }
     }
 }

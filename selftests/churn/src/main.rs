@@ -6,12 +6,15 @@
 //! waits, verifies it and frees it, over and over, on several threads: memory that the host took away
 //! while it was in use shows as a word that is not what was written.
 //!
+//! `dlh-churn zeroes` looks whether fresh memory reads as zeroes, and leaves other things in it.
+//!
 //! `dlh-churn fill` takes memory, touches all of it, keeps it until it is told to go by the end of its
 //! standard input, and frees it.
 
 #![forbid(unsafe_code)]
 
 use std::{
+    hint::black_box,
     io::Read,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     thread,
@@ -44,6 +47,15 @@ enum Command {
         #[arg(long, default_value_t = 3)]
         wait: u64,
     },
+    /// Verify continuously that fresh memory is all zeroes; exits with 1 if any word was not.
+    Zeroes {
+        /// How long, in seconds.
+        #[arg(long, default_value_t = 30)]
+        seconds: u64,
+        /// MiB in use at a time; above 32, the C library takes them from the kernel each time.
+        #[arg(long, default_value_t = 40)]
+        mib: usize,
+    },
     /// Touch memory and keep it until standard input ends.
     Fill {
         /// MiB.
@@ -53,6 +65,7 @@ enum Command {
 }
 
 const MIB_WORDS: usize = (1 << 20) / size_of::<u64>();
+const PAGE_WORDS: usize = 4096 / size_of::<u64>();
 
 /// The word that belongs at `index` in lap `lap` of thread `thread`; never 0, which is what released
 /// memory reads as.
@@ -87,6 +100,33 @@ fn check(thread: u64, mib: usize, wait: Duration, until: Instant, sums: &Sums) {
     }
 }
 
+fn zeroes(mib: usize, until: Instant, sums: &Sums) {
+    let mut lap = 0;
+    while Instant::now() < until {
+        lap += 1;
+        // The compiler must not know what is in it.
+        let mut memory = black_box(vec![0u64; mib * MIB_WORDS]);
+        for page in memory.chunks_mut(PAGE_WORDS) {
+            // What is only read is the kernel's one page of zeroes.
+            page[0] = 1;
+            let wrong = page.iter().skip(1).filter(|&&word| word != 0).count();
+            sums.mismatches.fetch_add(wrong as u64, Relaxed);
+        }
+        memory.iter_mut().enumerate().for_each(|(i, word)| *word = pattern(0, lap, i));
+        // Nobody reads it: that it is written must not be left out.
+        black_box(&memory);
+        sums.laps.fetch_add(1, Relaxed);
+        sums.mib.fetch_add(mib as u64, Relaxed);
+    }
+}
+
+/// Says what it came to, and ends the process.
+fn conclude(sums: &Sums) -> ! {
+    let [laps, mib, wrong] = [&sums.laps, &sums.mib, &sums.mismatches].map(|n| n.load(Relaxed));
+    println!("laps {laps} mib {mib} mismatches {wrong}");
+    std::process::exit(i32::from(wrong != 0 || laps == 0));
+}
+
 fn main() {
     match Arguments::parse().command {
         Command::Check { seconds, threads, mib, wait } => {
@@ -100,10 +140,12 @@ fn main() {
                     });
                 }
             });
-            let [laps, mib, wrong] =
-                [&sums.laps, &sums.mib, &sums.mismatches].map(|n| n.load(Relaxed));
-            println!("laps {laps} mib {mib} mismatches {wrong}");
-            std::process::exit(i32::from(wrong != 0 || laps == 0));
+            conclude(&sums);
+        }
+        Command::Zeroes { seconds, mib } => {
+            let sums = Sums::default();
+            zeroes(mib, Instant::now() + Duration::from_secs(seconds), &sums);
+            conclude(&sums);
         }
         Command::Fill { mib } => {
             let memory: Vec<u64> = (0..mib * MIB_WORDS).map(|i| pattern(0, 0, i)).collect();

@@ -11,6 +11,7 @@ mod hyperv;
 mod ktap;
 mod measure;
 mod memory;
+mod reclaim;
 mod ring;
 mod stats;
 mod svm;
@@ -50,6 +51,13 @@ enum Command {
         #[arg(long, requires = "batch", default_value_t = 1000)]
         laps: u64,
     },
+    /// Measure what taking memory back costs the host, by reports and by madvise; with ksm_bridge.ko.
+    Reclaim {
+        /// Only reports of single pages, of memory that is not there any more, this many times over: for a
+        /// profiler to look at.
+        #[arg(long)]
+        laps: Option<u64>,
+    },
     /// Make many VMs, say `ready` with the microseconds it took for each, do the same for a call of each
     /// VM at each line of the input, and keep them until it ends.
     Herd {
@@ -84,6 +92,7 @@ fn main() -> ExitCode {
         Command::Measure { batch, laps } => {
             batch.map_or_else(measure::measure, |batch| measure::repeat(batch, laps))
         }
+        Command::Reclaim { laps } => laps.map_or_else(reclaim::reclaim, reclaim::repeat),
         Command::Herd { count } => herd::herd(count),
         Command::Flood { op, arg0, arg1 } => {
             tests::races::flood_forever(&Call { op: Operation(op), arg: [arg0, arg1] })

@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -27,8 +27,12 @@ pub(crate) enum Backing {
     SharedMemfd,
     /// A memfd, private: what was not written reads as the file, here 0x11 bytes.
     PrivateMemfd,
-    /// Shared memory of 2 MiB pages from the reserved pool.
-    Hugetlb,
+    /// A memfd with nothing in it, private.
+    EmptyPrivateMemfd,
+    /// A memfd that may not be written any more once it is mapped, shared.
+    SealedMemfd,
+    /// Memory of huge pages from the reserved pool, of 2 to this power bytes.
+    Hugetlb { shift: u32, shared: bool },
 }
 
 /// The content of the file below [`Backing::PrivateMemfd`].
@@ -43,7 +47,7 @@ pub(crate) struct Mapping {
     base: NonNull<u8>,
     len: usize,
     unmapped: bool,
-    _file: Option<OwnedFd>,
+    file: Option<OwnedFd>,
 }
 
 // SAFETY: The memory is accessed through atomics only; the rest never changes.
@@ -52,14 +56,19 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps `len` bytes, aligned to [`HUGE_PAGE`].
+    /// Maps `len` bytes, aligned to [`HUGE_PAGE`], or to the page size of hugetlbfs.
     pub(crate) fn new(backing: Backing, len: usize) -> io::Result<Self> {
         let (flags, file) = match backing {
             Backing::Anonymous | Backing::TransparentHuge => {
                 (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, None)
             }
-            Backing::Hugetlb => (libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB, None),
-            Backing::SharedMemfd => (libc::MAP_SHARED, Some(memfd(len)?)),
+            Backing::Hugetlb { shift, shared } => {
+                let size = (shift << libc::MAP_HUGE_SHIFT) as i32 | libc::MAP_HUGETLB;
+                let flags = if shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+                (flags | libc::MAP_ANONYMOUS | size, None)
+            }
+            Backing::SharedMemfd | Backing::SealedMemfd => (libc::MAP_SHARED, Some(memfd(len)?)),
+            Backing::EmptyPrivateMemfd => (libc::MAP_PRIVATE, Some(memfd(len)?)),
             Backing::PrivateMemfd => {
                 let file = memfd(len)?;
                 let page = [FILE_WORD.to_ne_bytes()[0]; PAGE];
@@ -69,10 +78,15 @@ impl Mapping {
                 (libc::MAP_PRIVATE, Some(file))
             }
         };
-        let mapping = Self::map(len, flags, file.map(OwnedFd::from))?;
+        let align = match backing {
+            Backing::Hugetlb { shift, .. } => 1 << shift,
+            _ => HUGE_PAGE,
+        };
+        let mapping = Self::map(len, align, flags, file.map(OwnedFd::from))?;
         match backing {
             Backing::Anonymous => mapping.advise(libc::MADV_NOHUGEPAGE)?,
             Backing::TransparentHuge => mapping.advise(libc::MADV_HUGEPAGE)?,
+            Backing::SealedMemfd => mapping.seal()?,
             _ => (),
         }
         Ok(mapping)
@@ -80,12 +94,33 @@ impl Mapping {
 
     /// Maps the first `len` bytes of a file, shared.
     pub(crate) fn of_file(file: OwnedFd, len: usize) -> io::Result<Self> {
-        Self::map(len, libc::MAP_SHARED, Some(file))
+        Self::map(len, HUGE_PAGE, libc::MAP_SHARED, Some(file))
     }
 
-    fn map(len: usize, flags: i32, file: Option<OwnedFd>) -> io::Result<Self> {
+    /// Maps the file of this mapping once more, shared.
+    pub(crate) fn again(&self) -> io::Result<Self> {
+        Self::of_file(self.file()?.try_clone()?, self.len)
+    }
+
+    /// Bytes that the file takes.
+    pub(crate) fn file_bytes(&self) -> io::Result<u64> {
+        Ok(File::from(self.file()?.try_clone()?).metadata()?.blocks() * 512)
+    }
+
+    fn file(&self) -> io::Result<&OwnedFd> {
+        self.file.as_ref().ok_or_else(|| io::Error::other("there is no file behind the memory"))
+    }
+
+    fn seal(&self) -> io::Result<()> {
+        // SAFETY: Sealing does not change what the file holds.
+        checked(unsafe {
+            libc::fcntl(self.file()?.as_raw_fd(), libc::F_ADD_SEALS, libc::F_SEAL_FUTURE_WRITE)
+        })
+    }
+
+    fn map(len: usize, align: usize, flags: i32, file: Option<OwnedFd>) -> io::Result<Self> {
         assert!(len > 0 && len % PAGE == 0);
-        let reserved_len = len.next_multiple_of(HUGE_PAGE) + HUGE_PAGE;
+        let reserved_len = len.next_multiple_of(align) + align;
         // SAFETY: A new mapping at an address the kernel chooses touches nothing that exists.
         let reserved = unsafe {
             libc::mmap(
@@ -98,11 +133,11 @@ impl Mapping {
             )
         };
         let reserved = checked_address(reserved)?;
-        let skip = reserved.addr().get().next_multiple_of(HUGE_PAGE) - reserved.addr().get();
-        // SAFETY: `skip` is less than HUGE_PAGE, so it stays inside the reservation.
+        let skip = reserved.addr().get().next_multiple_of(align) - reserved.addr().get();
+        // SAFETY: `skip` is less than `align`, so it stays inside the reservation.
         let base = unsafe { reserved.add(skip) };
         // From here on an error unmaps the reservation.
-        let mapping = Self { reserved, reserved_len, base, len, unmapped: false, _file: file };
+        let mapping = Self { reserved, reserved_len, base, len, unmapped: false, file };
         // SAFETY: Replaces a part of the reservation, which nobody uses yet.
         let mapped = unsafe {
             libc::mmap(
@@ -110,7 +145,7 @@ impl Mapping {
                 len,
                 libc::PROT_READ | libc::PROT_WRITE,
                 flags | libc::MAP_FIXED,
-                mapping._file.as_ref().map_or(-1, |file| file.as_raw_fd()),
+                mapping.file.as_ref().map_or(-1, |file| file.as_raw_fd()),
                 0,
             )
         };
@@ -128,8 +163,26 @@ impl Mapping {
         self.base.addr().get() as u64
     }
 
+    /// Lets KSM merge pages of the memory with equal ones.
+    pub(crate) fn mergeable(&self) -> io::Result<()> {
+        self.advise(libc::MADV_MERGEABLE)
+    }
+
+    /// Gives a part of the memory back, as a VMM does that discards memory of its guest.
+    pub(crate) fn give_back(&self, offset: usize, len: usize) -> io::Result<()> {
+        let start = self.pointer(offset, PAGE);
+        assert!(offset + len <= self.len);
+        // SAFETY: The range is this mapping's; it reads as zeroes then, which atomic words may.
+        checked(unsafe { libc::madvise(start.as_ptr().cast(), len, libc::MADV_DONTNEED) })
+    }
+
+    /// Has the memory swapped out.
+    pub(crate) fn page_out(&self) -> io::Result<()> {
+        self.advise(libc::MADV_PAGEOUT)
+    }
+
     fn advise(&self, advice: i32) -> io::Result<()> {
-        // SAFETY: Advice about huge pages does not change what the memory holds.
+        // SAFETY: Advice of the kinds above does not change what the memory holds.
         checked(unsafe { libc::madvise(self.base.as_ptr().cast(), self.len, advice) })
     }
 
@@ -189,6 +242,13 @@ impl Mapping {
     pub(crate) fn protect(&self, writable: bool) -> io::Result<()> {
         let access = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
         // SAFETY: The caller writes nothing while the memory is read-only; reading stays possible.
+        checked(unsafe { libc::mprotect(self.base.as_ptr().cast(), self.len, access) })
+    }
+
+    /// Lets nobody read the memory through this process's mapping; or lets them again.
+    pub(crate) fn hide(&self, hidden: bool) -> io::Result<()> {
+        let access = libc::PROT_WRITE | if hidden { 0 } else { libc::PROT_READ };
+        // SAFETY: The caller reads nothing while the memory is hidden.
         checked(unsafe { libc::mprotect(self.base.as_ptr().cast(), self.len, access) })
     }
 
@@ -275,7 +335,8 @@ impl Drop for Mapping {
 fn memfd(len: usize) -> io::Result<File> {
     // SAFETY: Makes a file descriptor, which is ours.
     let file = unsafe {
-        let fd = libc::memfd_create(c"dlh-vmm".as_ptr(), libc::MFD_CLOEXEC);
+        let flags = libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING;
+        let fd = libc::memfd_create(c"dlh-vmm".as_ptr(), flags);
         checked(fd)?;
         File::from_raw_fd(fd)
     };

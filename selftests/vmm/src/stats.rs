@@ -59,8 +59,8 @@ impl Stats {
     }
 }
 
-/// The directories that modules had for this process before a VM was made: the new one is the VM's. That
-/// of kvm_dlh is known by its name: one of a VM that has just ended may be there, and go meanwhile.
+/// The directories that modules had for this process before a VM was made: the new one is the VM's. It is
+/// known by its name: one of a VM that has just ended may be there, and go meanwhile.
 #[derive(Debug)]
 pub(crate) struct Known {
     before: Vec<PathBuf>,
@@ -83,7 +83,7 @@ impl Known {
 
     /// As KVM calls its own, `<pid>-<fd>`; with the module's number of the VM where that was taken. Of
     /// several, the one that was not there before; the name itself may have been, and be free again since.
-    fn directory_by_name(&self) -> Result<Option<PathBuf>> {
+    fn directory_by_name(&self, module: &str) -> Result<Option<PathBuf>> {
         let pid = std::process::id();
         let name = format!("{pid}-{}", self.descriptor);
         let numbered = format!("{name}.");
@@ -91,7 +91,7 @@ impl Known {
             let file = path.file_name().map(|file| file.to_string_lossy().into_owned());
             file.is_some_and(|file| file == name || file.starts_with(&numbered))
         };
-        let mut found = directories("kvm_dlh", pid)?;
+        let mut found = directories(module, pid)?;
         found.retain(is_ours);
         let new = found.iter().find(|path| !self.before.contains(path));
         let same = || found.iter().find(|path| path.ends_with(&name));
@@ -113,11 +113,19 @@ impl Known {
         Stats::read(&self.directory(module)?.join("stats"))
     }
 
+    /// The free-page map of ksm_bridge, as its words.
+    pub(crate) fn free_page_map(&self) -> Result<Vec<u64>> {
+        let bytes = fs::read(self.directory("ksm_bridge")?.join("map"))?;
+        if bytes.len() % 8 != 0 {
+            return failed(format!("{} bytes in the free-page map", bytes.len()));
+        }
+        let word = |bytes: &[u8]| bytes.iter().rev().fold(0, |word, &b| (word << 8) | u64::from(b));
+        Ok(bytes.chunks(8).map(word).collect())
+    }
+
     fn directory(&self, module: &str) -> Result<PathBuf> {
-        if module == "kvm_dlh" {
-            if let Some(path) = self.directory_by_name()? {
-                return Ok(path);
-            }
+        if let Some(path) = self.directory_by_name(module)? {
+            return Ok(path);
         }
         let mut found = directories(module, std::process::id())?;
         found.retain(|path| !self.before.contains(path));

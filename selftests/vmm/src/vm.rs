@@ -8,11 +8,12 @@ use std::sync::Arc;
 
 use dlh_abi::Function;
 use kvm_bindings::{
-    kvm_create_guest_memfd, kvm_enable_cap, kvm_userspace_memory_region,
-    kvm_userspace_memory_region2, kvm_xen_hvm_config, KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES,
-    KVM_MEM_GUEST_MEMFD, KVM_MEM_READONLY, KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL,
+    kvm_create_device, kvm_create_guest_memfd, kvm_device_type_KVM_DEV_TYPE_VFIO, kvm_enable_cap,
+    kvm_userspace_memory_region, kvm_userspace_memory_region2, kvm_xen_hvm_config,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, KVM_MEM_GUEST_MEMFD, KVM_MEM_READONLY,
+    KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL,
 };
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, DeviceFd, Kvm, VmFd};
 
 use crate::boot;
 use crate::hyperv;
@@ -313,6 +314,17 @@ impl Vm {
     /// What the bridge counted for this VM.
     pub(crate) fn bridge_stats(&self) -> Result<Stats> {
         self.known.stats("ksm_bridge")
+    }
+
+    /// The free-page map that the bridge keeps of it, as its words.
+    pub(crate) fn free_page_map(&self) -> Result<Vec<u64>> {
+        self.known.free_page_map()
+    }
+
+    /// Tells KVM that devices are assigned to it, as a VMM does before it adds the first.
+    pub(crate) fn assign_devices(&self) -> Result<DeviceFd> {
+        let type_ = kvm_device_type_KVM_DEV_TYPE_VFIO;
+        Ok(self.fd.create_device(&mut kvm_create_device { type_, ..Default::default() })?)
     }
 
     /// How many exits KVM counted.

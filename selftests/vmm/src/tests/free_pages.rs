@@ -2,30 +2,21 @@
 
 //! The operation FREE_PAGES: what was named may become zeroes, and nothing else ever does.
 
-use std::fs;
 use std::sync::atomic::Ordering;
-use std::sync::Arc;
 use std::time::Duration;
 
-use dlh_abi::{has_passed, Call, Error, Function, Operation, FEATURE_FREE_PAGES};
+use dlh_abi::{Error, Function, Operation};
 
-use super::check_vm_works;
-use crate::ktap::{check, check_eq, Case, CaseResult, Result, Verdict};
-use crate::memory::{Backing, Mapping, FILE_WORD, HUGE_PAGE, PAGE};
+use super::reporting::{
+    check_fell, check_refused, pattern, report, rss_anon, with_bridge, Entry, Setup, MIB,
+    PAGE_BYTES, PLACE,
+};
+use crate::ktap::{check, check_eq, Case, CaseResult};
+use crate::memory::{Backing, Mapping, HUGE_PAGE, PAGE};
 use crate::ring::Ring;
-use crate::thread::{wait_until, with_vcpu};
+use crate::thread::with_vcpu;
 use crate::vcpu::{Exit, Stop};
-use crate::vm::{Slot, Vm, VmConfig, BASE};
-
-/// Where the memory to report is.
-const PLACE: u64 = 0x2000_0000;
-const PAGE_BYTES: u64 = PAGE as u64;
-const MIB: usize = 1 << 20;
-/// How long the host may take for a report.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// What a case is made of.
-type Entry = (&'static str, fn() -> CaseResult);
+use crate::vm::BASE;
 
 pub(super) fn cases() -> Vec<Case> {
     const CASES: &[Entry] = &[
@@ -43,138 +34,10 @@ pub(super) fn cases() -> Vec<Case> {
         ("the guest and the VMM see the same pages afterwards", same_view),
         ("ranges that are no ranges of pages", bad_ranges),
         ("ranges that are not in one memslot", bad_memory),
-        ("locked memory is left alone", locked),
-        ("memory of other kinds is left alone", other_kinds),
-        ("memory armed with userfaultfd is left alone", userfaultfd),
-        ("memory pinned for input and output is left alone", pinned),
         ("a report of the ring's own memory", own_ring),
         ("memslots that go away below reports", memslot_goes),
     ];
-    CASES
-        .iter()
-        .map(|&(name, run)| {
-            Case::new(name, move || {
-                let mut vm = Vm::new(VmConfig::default())?;
-                let features = vm.hypercall(0, Function::Features as u64, 0, 0, 0)?;
-                check!(features > 0, "FEATURES gave {features}");
-                if features as u64 & u64::from(FEATURE_FREE_PAGES) == 0 {
-                    return Ok(Verdict::Skip("the host does not have ksm_bridge.ko".into()));
-                }
-                drop(vm);
-                run()
-            })
-        })
-        .collect()
-}
-
-/// What the memory is filled with; never 0.
-fn pattern(at: usize) -> u64 {
-    (at as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1
-}
-
-/// A VM with a ring, and memory to report at [`PLACE`].
-struct Setup {
-    vm: Vm,
-    ring: Ring,
-    memory: Arc<Mapping>,
-    slot: Slot,
-}
-
-impl Setup {
-    fn new(mapping: Mapping) -> Result<Self> {
-        mapping.fill(0, mapping.len(), pattern);
-        Self::unfilled(mapping)
-    }
-
-    fn unfilled(mapping: Mapping) -> Result<Self> {
-        let mut vm = Vm::new(VmConfig::default())?;
-        let slot = vm.add_memory(PLACE, mapping)?;
-        let memory = vm.region(slot).mapping.clone();
-        Self::with_slot(vm, memory, slot)
-    }
-
-    fn with_slot(mut vm: Vm, memory: Arc<Mapping>, slot: Slot) -> Result<Self> {
-        let ring = Ring::set_up(&mut vm, 0, BASE, 256, 0)?;
-        let mut setup = Self { vm, ring, memory, slot };
-        // The bridge gets to know a VM by its first report; this one is of no interest.
-        check_eq!(setup.report(BASE + MIB as u64, PAGE_BYTES)?, 0, "status of the first report");
-        Ok(setup)
-    }
-
-    fn anonymous(len: usize) -> Result<Self> {
-        Self::new(Mapping::new(Backing::Anonymous, len)?)
-    }
-
-    /// Publishes a report; returns its position.
-    fn submit(&mut self, gpa: u64, bytes: u64) -> Result<u32> {
-        let position = self.ring.place(&report(gpa, bytes))?;
-        self.ring.publish();
-        Ok(position)
-    }
-
-    /// Reports a range and waits until the host is done with it; returns the status.
-    fn report(&mut self, gpa: u64, bytes: u64) -> Result<i32> {
-        let position = self.submit(gpa, bytes)?;
-        self.vm.vcpus[0].exit(Exit::Pio)?;
-        self.wait(position)?;
-        Ok(self.ring.status(position))
-    }
-
-    /// Waits until done has passed a position. The vCPU does not run meanwhile.
-    fn wait(&self, position: u32) -> Result<()> {
-        wait_until(PATIENCE, "done has passed the report", || {
-            has_passed(self.ring.done(), position)
-        })
-    }
-
-    /// Checks a range that must be as it was.
-    fn check_kept(&self, offset: usize, len: usize) -> Result<()> {
-        let changed = self.memory.first_difference(offset, len, pattern);
-        check_eq!(changed, None, "offset of lost data");
-        Ok(())
-    }
-
-    /// Checks a range of which every page may be zeroes or as it was; returns the pages of zeroes.
-    fn check_reported(&self, offset: usize, len: usize) -> Result<u64> {
-        let mut zeroes = 0;
-        for page in (offset..offset + len).step_by(PAGE) {
-            if self.memory.first_difference(page, PAGE, |_| 0).is_none() {
-                zeroes += 1;
-            } else {
-                let changed = self.memory.first_difference(page, PAGE, pattern);
-                check_eq!(changed, None, "offset of what is neither zero nor as it was");
-            }
-        }
-        Ok(zeroes)
-    }
-
-    fn finish(mut self) -> CaseResult {
-        self.vm.stats()?.check_law()?;
-        check_vm_works(&mut self.vm)?;
-        Ok(Verdict::Pass)
-    }
-}
-
-fn report(gpa: u64, bytes: u64) -> Call {
-    Call { op: Operation::FREE_PAGES, arg: [gpa, bytes] }
-}
-
-/// KiB of anonymous memory this process has.
-fn rss_anon() -> Result<u64> {
-    let status = fs::read_to_string("/proc/self/status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-    let value = line.and_then(|line| line.trim().strip_suffix(" kB"));
-    Ok(value.ok_or("no RssAnon in /proc/self/status")?.parse()?)
-}
-
-/// Checks that this process has lost about this much anonymous memory.
-fn check_fell(before: u64, bytes: usize) -> Result<()> {
-    let now = rss_anon()?;
-    let fell = before.saturating_sub(now) * 1024;
-    // What the kernel counts lags by some pages for each CPU.
-    let expected = bytes as u64 - bytes as u64 / 8;
-    check!(fell >= expected, "RssAnon fell by {fell} from {before} KiB, {bytes} were reported");
-    Ok(())
+    with_bridge(CASES)
 }
 
 fn anonymous() -> CaseResult {
@@ -374,19 +237,6 @@ fn same_view() -> CaseResult {
     setup.finish()
 }
 
-/// Checks that each report gets this status, and that no data are lost.
-fn check_refused(setup: &mut Setup, error: Error, ranges: &[(u64, u64)]) -> Result<()> {
-    for &(gpa, bytes) in ranges {
-        let before = setup.vm.bridge_stats()?;
-        let status = i64::from(setup.report(gpa, bytes)?);
-        check_eq!(status, error.to_rax(), "status of {bytes:#x} bytes at {gpa:#x}");
-        let after = setup.vm.bridge_stats()?;
-        check_eq!(after.since(&before, "merged_pages")?, 0, "pages merged by a bad report");
-        setup.check_kept(0, setup.memory.len())?;
-    }
-    Ok(())
-}
-
 fn bad_ranges() -> CaseResult {
     let mut setup = Setup::anonymous(MIB)?;
     let ranges = [
@@ -425,102 +275,6 @@ fn bad_memory() -> CaseResult {
         ((1 << 52) - PAGE_BYTES, PAGE_BYTES),
     ];
     check_refused(&mut setup, Error::Memory, &ranges)?;
-    setup.finish()
-}
-
-/// Reports all of the memory, which the host must leave alone and count as such.
-fn check_skipped(setup: &mut Setup, counter: &str) -> Result<()> {
-    let before = setup.vm.bridge_stats()?;
-    let len = setup.memory.len();
-    let status = setup.report(PLACE, len as u64)?;
-    check!(
-        [0, -(Error::Memory as i32)].contains(&status),
-        "status {status} of memory that is skipped"
-    );
-    let after = setup.vm.bridge_stats()?;
-    let pages = (len / PAGE) as u64;
-    check_eq!(after.since(&before, counter)?, pages, "{counter}");
-    check_eq!(after.since(&before, "merged_pages")?, 0, "merged_pages");
-    setup.check_kept(0, len)
-}
-
-fn locked() -> CaseResult {
-    let mapping = Mapping::new(Backing::Anonymous, MIB)?;
-    mapping.lock(0, MIB)?;
-    let mut setup = Setup::new(mapping)?;
-    check_skipped(&mut setup, "skipped_locked")?;
-    setup.finish()?;
-
-    // Only a part in the middle.
-    let mut setup = Setup::anonymous(3 * MIB)?;
-    setup.memory.lock(MIB, MIB)?;
-    let before = setup.vm.bridge_stats()?;
-    setup.report(PLACE, 3 * MIB as u64)?;
-    setup.check_kept(MIB, MIB)?;
-    setup.check_reported(0, MIB)?;
-    setup.check_reported(2 * MIB, MIB)?;
-    let after = setup.vm.bridge_stats()?;
-    check_eq!(after.since(&before, "skipped_locked")?, 256, "skipped_locked");
-    setup.finish()
-}
-
-fn other_kinds() -> CaseResult {
-    for backing in [Backing::SharedMemfd, Backing::PrivateMemfd, Backing::Hugetlb] {
-        let mapping = match Mapping::new(backing, 2 * HUGE_PAGE) {
-            Err(error) if backing == Backing::Hugetlb => {
-                println!("# no huge pages to test with: {error}");
-                continue;
-            }
-            mapping => mapping?,
-        };
-        println!("# {backing:?}");
-        let mut setup = Setup::new(mapping)?;
-        check_skipped(&mut setup, "skipped_kind")?;
-        setup.finish()?;
-    }
-    // Private pages over a file: giving them back would bring the file's content to light.
-    let mut setup = Setup::unfilled(Mapping::new(Backing::PrivateMemfd, MIB)?)?;
-    setup.report(PLACE, MIB as u64)?;
-    let changed = setup.memory.first_difference(0, MIB, |_| FILE_WORD);
-    check_eq!(changed, None, "offset of what changed in a file's mapping");
-
-    println!("# read-only");
-    let mut vm = Vm::new(VmConfig::default())?;
-    let mapping = Mapping::new(Backing::Anonymous, MIB)?;
-    mapping.fill(0, MIB, pattern);
-    let slot = vm.add_readonly_memory(PLACE, mapping)?;
-    let memory = vm.region(slot).mapping.clone();
-    let mut setup = Setup::with_slot(vm, memory, slot)?;
-    check_skipped(&mut setup, "skipped_readonly")?;
-    // However long the range is that begins there: it costs the host nothing.
-    let ranges = [(PLACE, 2 * MIB as u64), (PLACE, 1 << 45), (PLACE, (1 << 52) - PLACE)];
-    check_refused(&mut setup, Error::Memory, &ranges)?;
-    setup.finish()
-}
-
-fn userfaultfd() -> CaseResult {
-    let setup = Setup::anonymous(MIB)?;
-    let armed = match setup.memory.arm_userfaultfd() {
-        Ok(armed) => armed,
-        Err(error) => return Ok(Verdict::Skip(format!("no userfaultfd here: {error}"))),
-    };
-    let mut setup = setup;
-    check_skipped(&mut setup, "skipped_uffd")?;
-    drop(armed);
-    // Nobody watches the memory any more.
-    check_eq!(setup.report(PLACE, MIB as u64)?, 0, "status");
-    check_eq!(setup.check_reported(0, MIB)?, 256, "pages of zeroes");
-    setup.finish()
-}
-
-fn pinned() -> CaseResult {
-    let mut setup = Setup::anonymous(MIB)?;
-    let ring = match setup.memory.pin() {
-        Ok(ring) => ring,
-        Err(error) => return Ok(Verdict::Skip(format!("no io_uring here: {error}"))),
-    };
-    check_skipped(&mut setup, "skipped_pinned")?;
-    drop(ring);
     setup.finish()
 }
 

@@ -12,6 +12,7 @@ pub(crate) mod foreign;
 pub(crate) mod free_pages;
 mod guest_memfd;
 pub(crate) mod irqchips;
+mod kinds;
 pub(crate) mod lent;
 pub(crate) mod machinery;
 pub(crate) mod malformed;
@@ -19,8 +20,10 @@ mod nested;
 mod operations;
 pub(crate) mod races;
 pub(crate) mod reload;
+mod reporting;
 pub(crate) mod ring;
 pub(crate) mod scale;
+mod worker;
 
 use std::path::PathBuf;
 
@@ -67,6 +70,10 @@ pub(crate) enum Subject {
     Malformed,
     /// The operation FREE_PAGES, of ksm_bridge.ko.
     FreePages,
+    /// FREE_PAGES for every kind of memory; with huge pages, swap and KSM.
+    Kinds,
+    /// The worker of a VM; the bridge is inserted with merge=share worker_cpu_percent=10.
+    Worker,
     /// What is left when KVM_RUN returns and when things go. Removes the modules at the end.
     Aftermath,
     /// Memory, vCPUs and VMs that go away at the wrong moment.
@@ -106,6 +113,8 @@ impl Subject {
             Subject::Tickless { defer_us } => budget::tickless_cases(defer_us),
             Subject::Malformed => malformed::cases(),
             Subject::FreePages => free_pages::cases(),
+            Subject::Kinds => kinds::cases(),
+            Subject::Worker => worker::cases(),
             Subject::Aftermath => aftermath::cases(),
             Subject::Races => races::cases(),
             Subject::Scale => {

@@ -34,7 +34,7 @@ impl<'a> Reader<'a> {
     /// Interrupts are off, and RCU is watching this CPU, for `'a`: `synchronize_rcu()` waits for such
     /// sections too (Documentation/RCU/whatisRCU.rst).
     #[inline]
-    pub(crate) unsafe fn interrupts_off() -> Self {
+    pub unsafe fn interrupts_off() -> Self {
         // INVARIANT: By the caller's promise.
         Self { _section: PhantomData, _thread: NotThreadSafe }
     }

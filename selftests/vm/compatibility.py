@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The table of docs/compatibility.md: read, compared, written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+_HEAD = """\
+# Compatibility
+
+What becomes of the free pages that a guest reports, by its VMM and the kind of its memory. The lines are
+what `selftests/tests/38-compatibility.py` has seen, with the versions that it has last seen it with.
+`tools/compatibility` runs it and renews this file. The test fails where what it sees is not what is written here.
+Lines of a VMM that is not there stay as they are; one without lines has not been run. cloud-hypervisor is
+there if `CLOUD_HYPERVISOR` names a binary.
+
+"merged": the host's copies go. "kept": they stay, for the reason that `ksm_bridge` counts under that
+name (`/sys/kernel/debug/ksm_bridge/<pid>-<fd>/stats`).
+
+"""
+_TITLES = ("kernel", "VMM", "version", "guest memory", "free pages")
+
+
+class Row(NamedTuple):
+    """One line of the table."""
+
+    kernel: str
+    vmm: str
+    version: str
+    memory: str
+    outcome: str
+
+    @property
+    def what(self) -> tuple[str, str]:
+        """What the outcome is of, whatever the versions."""
+        return self.vmm, self.memory
+
+
+def outcome(before: Mapping[str, int], after: Mapping[str, int]) -> str:
+    """What became of most of the pages that were judged meanwhile, by the bridge's counters."""
+    judged = {
+        name: count - before.get(name, 0)
+        for name, count in after.items()
+        if name == "merged_pages" or name.startswith("skipped_")
+    }
+    most = max(judged, key=lambda name: judged[name], default="")
+    if not judged.get(most):
+        return "not reported"
+    return "merged" if most == "merged_pages" else f"kept (`{most}`)"
+
+
+def read(text: str) -> list[Row]:
+    """The lines of a file such as `write` makes."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return [Row(*cells) for cells in lines[2:]]
+
+
+def write(seen: Sequence[Row], known: Sequence[Row]) -> str:
+    """The file with what has been seen now, and what was known of others."""
+    fresh = {row.what for row in seen}
+    rows = [*seen, *(row for row in known if row.what not in fresh)]
+    table = [_TITLES, ("---",) * len(_TITLES), *rows]
+    return _HEAD + "".join(f"| {' | '.join(cells)} |\n" for cells in table)
+
+
+def expected(row: Row, known: Sequence[Row]) -> str:
+    """The outcome that is known for what a line is about."""
+    return next((other.outcome for other in known if other.what == row.what), "not in the table")
