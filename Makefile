@@ -3,8 +3,9 @@
 #   make            builds the three modules against KDIR
 #   make demo       shows the whole way of a free page; sets everything up
 #   make test       runs every check and test; sets everything up
+#   make bench      runs the benchmarks and renews docs/performance.md; sets everything up
 #
-# make test TESTS='2* 30' runs some of the tests; the other targets are steps of these.
+# make test TESTS='2* 30' runs some of the tests, make bench BENCH='calls ksm' some benchmarks; the other targets are steps of these.
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := modules
@@ -14,6 +15,7 @@ KDIR ?= /lib/modules/$(shell uname -r)/build
 # A test build that breaks a rule on purpose (docs/testing.md); never for anything else.
 DLH_FAULT ?=
 TESTS ?=
+BENCH ?=
 
 OUT = $(CURDIR)/build/modules$(addprefix -,$(DLH_FAULT))
 ENTER := tools/enter
@@ -88,6 +90,11 @@ unit: env
 .PHONY: test
 test: modules-env modules-faulty samples-env programs lint unit
 	@selftests/run $(TESTS)
+
+.PHONY: bench
+bench: modules-env programs
+	@$(ENTER) tools/pygal
+	@bench/run $(BENCH)
 
 .PHONY: clean
 clean:

@@ -12,11 +12,10 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from .beside import Room, run_all
 from .ktap_parser import KtapParser
 from .machine import REPOSITORY, Machine, Options
 
@@ -123,57 +122,6 @@ def select(patterns: list[str]) -> list[Test]:
         or any(pattern in path.name or fnmatch.fnmatch(path.name, pattern) for pattern in patterns)
     ]
     return [Test.read(path) for path in wanted]
-
-
-@dataclass(frozen=True)
-class Room:
-    """What machines that run at the same time take, or may take, of this one."""
-
-    cpus: int
-    mib: int
-
-    @classmethod
-    def here(cls, cpus: int) -> Room:
-        """What there is: `cpus` processors, or all if 0, and the memory that is available."""
-        available = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
-        return cls(cpus or os.cpu_count() or 1, int(available[1]) >> 10 if available else 0)
-
-    @classmethod
-    def of(cls, options: Options) -> Room:
-        """What an L1 takes. Only the processors that its own are emulated on count."""
-        one = options.icount or options.one_thread
-        return cls(1 if one else options.smp, mebibytes(options.mem))
-
-    def without(self, others: Iterable[Room]) -> Room:
-        """What is left beside others."""
-        taken = list(others)
-        return Room(self.cpus - sum(room.cpus for room in taken), self.mib - sum(room.mib for room in taken))
-
-    def holds(self, room: Room) -> bool:
-        return room.cpus <= self.cpus and room.mib <= self.mib
-
-
-def mebibytes(size: str) -> int:
-    """A size as QEMU takes it, such as 6G or 512M."""
-    return int(size[:-1]) * {"M": 1, "G": 1024}[size[-1]]
-
-
-def run_all(tests: Sequence[Test], here: Room, run: Callable[[Test], Result]) -> list[Result]:
-    """Runs tests beside each other while there is room: the next in order that fits, or any if none runs."""
-    waiting = list(tests)
-    running: dict[Future[Result], Test] = {}
-    results: dict[str, Result] = {}
-    with ThreadPoolExecutor(max(1, len(tests))) as pool:
-        while waiting or running:
-            left = here.without(Room.of(test.options) for test in running.values())
-            fits = (test for test in waiting if not running or left.holds(Room.of(test.options)))
-            if test := next(fits, None):
-                waiting.remove(test)
-                running[pool.submit(run, test)] = test
-                continue
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                results[running.pop(future).name] = future.result()
-    return [results[test.name] for test in tests]
 
 
 def main() -> int:

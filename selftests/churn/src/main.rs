@@ -8,6 +8,8 @@
 //!
 //! `dlh-churn zeroes` looks whether fresh memory reads as zeroes, and leaves other things in it.
 //!
+//! `dlh-churn laps` takes memory and gives it back, as fast as it can, for the benchmarks.
+//!
 //! `dlh-churn fill` takes memory, touches all of it, keeps it until it is told to go by the end of its
 //! standard input, and frees it.
 
@@ -54,6 +56,13 @@ enum Command {
         seconds: u64,
         /// MiB in use at a time; above 32, the C library takes them from the kernel each time.
         #[arg(long, default_value_t = 40)]
+        mib: usize,
+    },
+    /// Take memory, touch all its pages and free them, over and over, and say how long that took.
+    Laps {
+        /// How often.
+        laps: u64,
+        /// MiB at a time; above 32, the C library takes them from the kernel each time.
         mib: usize,
     },
     /// Touch memory and keep it until standard input ends.
@@ -146,6 +155,15 @@ fn main() {
             let sums = Sums::default();
             zeroes(mib, Instant::now() + Duration::from_secs(seconds), &sums);
             conclude(&sums);
+        }
+        Command::Laps { laps, mib } => {
+            let begin = Instant::now();
+            for _ in 0..laps {
+                let mut memory = black_box(vec![0u64; mib * MIB_WORDS]);
+                memory.chunks_mut(PAGE_WORDS).for_each(|page| page[0] = 1);
+                black_box(&memory);
+            }
+            println!("nanoseconds {}", begin.elapsed().as_nanos());
         }
         Command::Fill { mib } => {
             let memory: Vec<u64> = (0..mib * MIB_WORDS).map(|i| pattern(0, 0, i)).collect();

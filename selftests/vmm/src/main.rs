@@ -13,6 +13,7 @@ mod measure;
 mod memory;
 mod reclaim;
 mod ring;
+mod samples;
 mod stats;
 mod svm;
 mod tests;
@@ -50,7 +51,21 @@ enum Command {
         /// How many rounds.
         #[arg(long, requires = "batch", default_value_t = 1000)]
         laps: u64,
+        /// Only an entry's cost where as many vCPUs have rings.
+        #[arg(long, conflicts_with = "batch")]
+        vcpus: Option<usize>,
+        /// Only this many exits.
+        #[arg(long, conflicts_with_all = ["batch", "vcpus"])]
+        exits: Option<u64>,
     },
+    /// Measure how long entries of a guest wait that does not exit by itself.
+    Latency {
+        /// Rounds of a loop that the guest is busy for at most between two entries.
+        #[arg(long, default_value_t = 3_000_000)]
+        spin: u64,
+    },
+    /// Measure how long exits take while a guest floods its ring.
+    Drains,
     /// Measure what taking memory back costs the host, by reports and by madvise; with ksm_bridge.ko.
     Reclaim {
         /// Only reports of single pages, of memory that is not there any more, this many times over: for a
@@ -63,6 +78,9 @@ enum Command {
     Herd {
         /// How many.
         count: usize,
+        /// The first call sets up a ring.
+        #[arg(long)]
+        rings: bool,
     },
     /// Keep a VM busy with a call until killed; the tests do that.
     Flood { op: u16, arg0: u64, arg1: u64 },
@@ -89,11 +107,15 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             };
         }
-        Command::Measure { batch, laps } => {
+        Command::Measure { vcpus: Some(vcpus), .. } => measure::producers(vcpus),
+        Command::Measure { exits: Some(laps), .. } => measure::exits(laps),
+        Command::Measure { batch, laps, .. } => {
             batch.map_or_else(measure::measure, |batch| measure::repeat(batch, laps))
         }
+        Command::Latency { spin } => samples::latency(spin),
+        Command::Drains => samples::drains(),
         Command::Reclaim { laps } => laps.map_or_else(reclaim::reclaim, reclaim::repeat),
-        Command::Herd { count } => herd::herd(count),
+        Command::Herd { count, rings } => herd::herd(count, rings),
         Command::Flood { op, arg0, arg1 } => {
             tests::races::flood_forever(&Call { op: Operation(op), arg: [arg0, arg1] })
         }

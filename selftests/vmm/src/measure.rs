@@ -19,6 +19,9 @@ const REPEATS: usize = 5;
 /// Calls that are handed over before each exit.
 const BATCHES: [u64; 4] = [1, 8, 32, 512];
 
+/// Where the guest has no memory.
+const MMIO: u64 = 0x4000_0000;
+
 /// A hypercall that KVM answers by itself.
 const OTHER: u64 = 0x7fff;
 /// What it answers.
@@ -43,6 +46,31 @@ pub(crate) fn repeat(batch: u64, laps: u64) -> Result<()> {
     Ok(())
 }
 
+/// Prints what an entry costs with a ring on each of `vcpus` vCPUs, filled in turn, 32 before each exit.
+pub(crate) fn producers(vcpus: usize) -> Result<()> {
+    const BATCH: u64 = 32;
+    let mut vm = Vm::new(VmConfig { vcpus, ..VmConfig::default() })?;
+    let place = |i: usize| BASE + 0x1_0000 * i as u64;
+    let mut rings = (0..vcpus)
+        .map(|i| Ring::set_up(&mut vm, i, place(i), 1024, 0))
+        .collect::<Result<Vec<_>>>()?;
+    let mut sum = 0.0;
+    for (vcpu, ring) in vm.vcpus.iter_mut().zip(&mut rings) {
+        let (empty, _) = best(vcpu, ring, 0)?;
+        sum += best(vcpu, ring, BATCH)?.0 - empty;
+    }
+    println!("deferred_total_b{BATCH} {:.1}", sum / (vcpus as u64 * BATCH) as f64);
+    Ok(())
+}
+
+/// Exits with CPUID and nothing else, for something that looks from outside.
+pub(crate) fn exits(laps: u64) -> Result<()> {
+    let mut vm = Vm::new(VmConfig::default())?;
+    let ticks = vm.vcpus[0].measure_exit(laps)?;
+    println!("exit {:.1}", ticks as f64 / laps as f64);
+    Ok(())
+}
+
 /// Ticks of a lap: the best of several repeats.
 fn best_lap(mut laps: impl FnMut(u64) -> Result<u64>) -> Result<f64> {
     let mut best = u64::MAX;
@@ -61,6 +89,20 @@ fn hypercall(vcpu: &mut Vcpu, number: u64, arguments: [u64; 3], expected: i64) -
     })
 }
 
+/// Ticks of a store that KVM puts aside for the VMM: what it has of its own to defer a guest's request. The
+/// guest exits for each all the same.
+fn coalesced_store(vm: &mut Vm) -> Result<f64> {
+    // What KVM's ring of one page holds, and no more: a full one has the VMM look.
+    const STORES: u64 = 100;
+    let mut least = u64::MAX;
+    vm.coalesce(MMIO)?;
+    for _ in 0..REPEATS {
+        least = least.min(vm.vcpus[0].measure_store(MMIO, STORES)?);
+        check_eq!(vm.vcpus[0].take_coalesced()?, STORES, "stores that KVM has put aside");
+    }
+    Ok(least as f64 / STORES as f64)
+}
+
 /// Prints `name ticks` lines. Without the module there are only an exit and the hypercall that KVM answers.
 pub(crate) fn measure() -> Result<()> {
     let mut vm = Vm::new(VmConfig { vcpus: 2, ..VmConfig::default() })?;
@@ -73,6 +115,7 @@ pub(crate) fn measure() -> Result<()> {
     )?;
     println!("exit {:.1}", best_lap(|laps| vm.vcpus[0].measure_exit(laps))?);
     println!("hypercall {:.1}", hypercall(&mut vm.vcpus[0], OTHER, [0; 3], KVM_ENOSYS)?);
+    println!("coalesced_mmio {:.1}", coalesced_store(&mut vm)?);
     if vm.hypercall(0, Function::Features as u64, 0, 0, 0)? < 0 {
         return Ok(());
     }

@@ -31,7 +31,7 @@ struct Shape {
     run: usize,
 }
 
-const SHAPES: [Shape; 3] = [
+const SHAPES: [Shape; 5] = [
     Shape {
         name: "2m_huge",
         backing: Backing::TransparentHuge,
@@ -46,6 +46,14 @@ const SHAPES: [Shape; 3] = [
         range: HUGE_PAGE,
         run: HUGE_PAGE,
     },
+    Shape {
+        name: "64k",
+        backing: Backing::Anonymous,
+        bytes: 64 << 20,
+        range: 16 * PAGE,
+        run: 16 * PAGE,
+    },
+    Shape { name: "4k", backing: Backing::Anonymous, bytes: 32 << 20, range: PAGE, run: PAGE },
     Shape {
         name: "4k_runs16",
         backing: Backing::Anonymous,

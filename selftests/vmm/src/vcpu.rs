@@ -397,6 +397,70 @@ impl Vcpu {
         Ok((regs.rax, regs.r12 as i64))
     }
 
+    /// Has the guest store to `gpa`, `laps` times; returns the ticks of its time-stamp counter for that.
+    pub(crate) fn measure_store(&mut self, gpa: u64, laps: u64) -> Result<u64> {
+        let stop = self.begin(Code::MeasureStore, |regs| (regs.rdi, regs.r14) = (gpa, laps))?;
+        Ok(self.finish(stop)?.rax)
+    }
+
+    /// Takes what KVM has put aside of stores to coalesced MMIO; returns how many they were.
+    pub(crate) fn take_coalesced(&mut self) -> Result<u64> {
+        self.fd.map_coalesced_mmio_ring()?;
+        let mut count = 0;
+        while self.fd.coalesced_mmio_read()?.is_some() {
+            count += 1;
+        }
+        Ok(count)
+    }
+
+    /// Has the guest fill one slot and wait until it is done, again and again, as many times as there are
+    /// words at `place`: the ticks of its time-stamp counter for each wait go there. It spins `step` rounds
+    /// longer between two each time, and at most `most`.
+    pub(crate) fn sample_waits(
+        &mut self,
+        ring: &mut Ring,
+        call: &Call,
+        (place, samples): (u64, u64),
+        (step, most): (u64, u64),
+    ) -> Result<()> {
+        self.sample(Code::SampleWait, ring, call, (place, samples), (most, step))
+    }
+
+    /// Has the guest fill `batch` slots and exit, again and again, as many times as there are words at
+    /// `place`: the ticks for each exit go there.
+    pub(crate) fn sample_exits(
+        &mut self,
+        ring: &mut Ring,
+        call: &Call,
+        (place, samples): (u64, u64),
+        batch: u64,
+    ) -> Result<()> {
+        self.sample(Code::SampleExit, ring, call, (place, samples), (batch, 0))
+    }
+
+    fn sample(
+        &mut self,
+        code: Code,
+        ring: &mut Ring,
+        call: &Call,
+        (place, samples): (u64, u64),
+        (rbp, r13): (u64, u64),
+    ) -> Result<()> {
+        let (gpa, mask, cookie, tail) =
+            (ring.gpa(), ring.entries() - 1, ring.cookie().0, ring.tail());
+        let stop = self.begin(code, |regs| {
+            (regs.rdi, regs.rsi) = (gpa, mask.into());
+            (regs.rbx, regs.r14) = (place, samples);
+            (regs.rbp, regs.r13) = (rbp, r13);
+            (regs.r8, regs.r9) = (tail.into(), call.op.0.into());
+            (regs.r10, regs.r11, regs.r12) = (call.arg[0], call.arg[1], cookie);
+        })?;
+        self.finish(stop)?;
+        let tail = ring.guest_tail();
+        ring.set_producer_tail(tail);
+        Ok(())
+    }
+
     /// Lets the guest produce `count` times the same entry by itself. `on_stop` sees each stop that
     /// is not an end, and says whether to go on; if not, the vCPU is parked.
     pub(crate) fn flood(

@@ -13,7 +13,7 @@ use kvm_bindings::{
     KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, KVM_MEM_GUEST_MEMFD, KVM_MEM_READONLY,
     KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL,
 };
-use kvm_ioctls::{Cap, DeviceFd, Kvm, VmFd};
+use kvm_ioctls::{Cap, DeviceFd, IoEventAddress, Kvm, VmFd};
 
 use crate::boot;
 use crate::hyperv;
@@ -158,6 +158,11 @@ impl Vm {
         self.next_slot += 1;
         self.regions.push(Region { slot, gpa, mapping, _guest_memfd: None });
         Ok(Slot(slot))
+    }
+
+    /// Has KVM put aside what the guest stores to the word at `gpa`, where it has no memory.
+    pub(crate) fn coalesce(&self, gpa: u64) -> Result<()> {
+        Ok(self.fd.register_coalesced_mmio(IoEventAddress::Mmio(gpa), 8)?)
     }
 
     /// Gives the VM memory of a guest_memfd.

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0
+# mem: 3G
+# variants: none dlh-9 dlh-4 dlh-0 balloon-9 balloon-4 balloon-0
+"""What being taken back costs a workload that uses the memory again, and how much of it the host has meanwhile."""
+
+import sys
+import threading
+import time
+
+from harness.inside import figure, insert, quiet, sample
+from harness.reporters import Variant
+from vm.guest import Guest
+
+# Page faults and little else: fresh memory, touched and freed.
+FAULTS = "dlh-churn laps 60 96"
+# As a build does: many short processes, pipes and files that come and go. Between two steps there is nothing to do.
+BUILD = (
+    "for i in 1 2 3 4 5 6; do "
+    "for j in 1 2 3 4; do cat /bin/busybox > /tmp/o$j; gzip -1 < /tmp/o$j > /tmp/z$j; gunzip < /tmp/z$j | md5sum; done; "
+    "cat /tmp/o* /tmp/z* | md5sum; dlh-churn laps 2 96; rm /tmp/o* /tmp/z*; sleep 0.5; done > /dev/null"
+)
+
+
+def run(guest: Guest, name: str, command: str) -> None:
+    """Runs a load, which says its own time, or is timed, and says the mean footprint meanwhile."""
+    over = threading.Event()
+    footprint: list[tuple[float, float]] = []
+    sampler = threading.Thread(
+        target=lambda: footprint.extend(sample(lambda: float(guest.rss_kib()), over.is_set, 0.1))
+    )
+    sampler.start()
+    begin = time.monotonic()
+    try:
+        guest.check(command, timeout=900)
+    finally:
+        seconds = time.monotonic() - begin
+        over.set()
+        sampler.join()
+    figure(f"{name}_s", seconds)
+    figure(f"{name}_rss_mib", sum(kib for _, kib in footprint) / len(footprint) / 1024)
+
+
+variant = Variant.parse(sys.argv[1])
+if variant.reporter == "dlh":
+    insert()
+with variant.guest(384) as guest:
+    # Once without being measured: the guest has used all of its memory by then.
+    guest.check("dlh-churn laps 1 256")
+    quiet(guest)
+    run(guest, "faults", FAULTS)
+    quiet(guest)
+    run(guest, "build", BUILD)

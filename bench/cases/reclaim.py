@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0
+# mem: 3G
+# variants: none dlh-9 dlh-4 dlh-0 balloon-9 balloon-4 balloon-0
+"""A Linux guest frees memory, which comes back to the host: exits, instructions of host and guest, and how soon.
+
+What is printed is all that happens in a window of fixed length, in which the guest frees memory and is idle then;
+`none` says what that takes without reports.
+"""
+
+import subprocess
+import sys
+import time
+
+from harness.inside import BINARIES, GuestInstructions, executed, figure, insert, quiet, sample
+from harness.reporters import Variant
+from vm.guest import Guest
+from vm.memory import hold, let_go
+
+MIB = 256
+WINDOW_S = 12
+# Exits by what the guest asks the host for; the rest are interrupts, page faults and idleness.
+ASKED = ("hypercalls", "io_exits", "mmio_exits")
+
+
+def free_some(guest: Guest, take_back: bool) -> list[tuple[float, float]]:
+    """The guest frees what it holds; (seconds, footprint in KiB) until the end of the window."""
+    end = time.monotonic() + WINDOW_S
+    let_go(guest)
+    return sample(lambda: float(guest.rss_kib()), lambda: time.monotonic() > end, 0.05 if take_back else WINDOW_S)
+
+
+variant = Variant.parse(sys.argv[1])
+if variant.reporter == "none":
+    # How much is counted for an entry of a guest that does next to nothing between two exits.
+    with GuestInstructions() as counter:
+        with subprocess.Popen([BINARIES / "dlh-vmm", "measure", "--exits", "20000"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as run:
+            counted, entries = 0, 0
+            while run.poll() is None:
+                counted, entries = counter.count(run.pid)
+                time.sleep(0.01)
+    figure("entry_insns", counted / entries)
+if variant.reporter == "dlh":
+    insert()
+with variant.guest(512) as guest:
+    quiet(guest)
+    for traced in (False, True):
+        empty = guest.rss_kib()
+        if not hold(guest, MIB):
+            raise RuntimeError(f"the guest has no {MIB} MiB")
+        quiet(guest, 1)
+        full = guest.rss_kib()
+        if traced:
+            with GuestInstructions() as counter:
+                before = counter.count(guest.pid)
+                free_some(guest, False)
+                instructions, entries = (b - a for a, b in zip(before, counter.count(guest.pid), strict=True))
+            figure("guest_insns", instructions)
+            figure("guest_entries", entries)
+            break
+        exits = [guest.kvm_stat(name) for name in (*ASKED, "exits")]
+        before_ns = executed(guest.pid)
+        footprint = free_some(guest, True)
+        figure("all_insns", executed(guest.pid) - before_ns)
+        made = [guest.kvm_stat(name) - old for name, old in zip((*ASKED, "exits"), exits, strict=True)]
+        figure("asked_exits", sum(made[:-1]))
+        figure("all_exits", made[-1])
+        low = min(kib for _, kib in footprint)
+        figure("back_mib", (full - low) / 1024)
+        if variant.reporter != "none":
+            for percent in (50, 99):
+                goal = full - (full - low) * percent / 100
+                figure(f"seconds_p{percent}", next(seconds for seconds, kib in footprint if kib <= goal))
+        # Between two measurements nothing is to be left over of the first.
+        quiet(guest)

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What the cases use inside L1: printing figures, and telling the host's instructions from a guest's."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from vm.guest import Guest
+from vm.host import insert_host_modules
+
+BINARIES = Path("/src/kvm-dlh/build/bin")
+TRACING = Path("/sys/kernel/tracing")
+
+
+def figure(name: str, value: float) -> None:
+    """Says what was measured."""
+    print(f"figure {name} {value:.6g}" if isinstance(value, float) else f"figure {name} {value}", flush=True)
+
+
+def vmm(*arguments: str) -> dict[str, float]:
+    """The `name value` lines that dlh-vmm prints."""
+    run = subprocess.run([BINARIES / "dlh-vmm", *arguments], check=True, stdout=subprocess.PIPE, text=True)
+    lines = (line.split() for line in run.stdout.splitlines() if not line.startswith("#"))
+    return {name: float(value) for name, value in lines}
+
+
+def insert(*modules: str) -> None:
+    """Inserts the host's modules; all of them if none is named. No limit in time: here that is instructions."""
+    if not modules:
+        insert_host_modules()
+    for module in modules:
+        subprocess.run(["insmod", f"/src/kvm-dlh/build/modules/{module}.ko"], check=True)
+
+
+def executed(pid: int) -> int:
+    """Instructions that all threads of a process have executed, those of its guest included (sum_exec_runtime, whose
+    nanoseconds are instructions here)."""
+    stats = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(stat.read_text().split()[0]) for stat in stats)
+
+
+class GuestInstructions:
+    """Counts what a VMM's vCPUs execute in the guest: from each kvm_entry to the kvm_exit after it.
+
+    A few instructions of the host on either side are counted, too, and the host's own count grows while this is on.
+    """
+
+    def __enter__(self) -> Self:
+        (TRACING / "synthetic_events").write_text("dlh_bench u64 ns; pid_t pid")
+        self._trigger("kvm/kvm_entry", "hist:keys=common_pid:begin=common_timestamp")
+        self._trigger(
+            "kvm/kvm_exit",
+            "hist:keys=common_pid:ns=common_timestamp-$begin:onmatch(kvm.kvm_entry).dlh_bench($ns,common_pid)",
+        )
+        self._trigger("synthetic/dlh_bench", "hist:keys=pid:vals=ns")
+        return self
+
+    def count(self, pid: int) -> tuple[int, int]:
+        """Instructions so far, and in how many entries, of a VMM's threads."""
+        threads = {int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()}
+        text = (TRACING / "events/synthetic/dlh_bench/hist").read_text()
+        found = re.findall(r"\{ pid:\s+(\d+) \} hitcount:\s+(\d+)\s+ns:\s+(\d+)", text)
+        mine = [(int(ns), int(hits)) for thread, hits, ns in found if int(thread) in threads]
+        return sum(ns for ns, _ in mine), sum(hits for _, hits in mine)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for event in ("synthetic/dlh_bench", "kvm/kvm_exit", "kvm/kvm_entry"):
+            trigger = TRACING / "events" / event / "trigger"
+            active = [line for line in trigger.read_text().splitlines() if not line.startswith("#")]
+            for line in active:
+                trigger.write_text(f"!{line.split(' [')[0]}")
+        (TRACING / "synthetic_events").write_text("!dlh_bench u64 ns; pid_t pid")
+
+    @staticmethod
+    def _trigger(event: str, what: str) -> None:
+        (TRACING / "events" / event / "trigger").write_text(what)
+
+
+def quiet(guest: Guest, seconds: float = 3, slack_kib: int = 512, timeout: float = 240) -> None:
+    """Waits until a guest's footprint has not changed for some seconds."""
+    deadline, last, since = time.monotonic() + timeout, -(1 << 40), time.monotonic()
+    while time.monotonic() - since < seconds:
+        now = guest.rss_kib()
+        if abs(now - last) > slack_kib:
+            last, since = now, time.monotonic()
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the footprint of {guest.name} still changes after {timeout} s")
+        time.sleep(0.2)
+
+
+def sample(value: Callable[[], float], until: Callable[[], bool], pause: float) -> list[tuple[float, float]]:
+    """(seconds, value) from now on, every `pause` seconds, until it is over."""
+    begin, samples = time.monotonic(), []
+    while True:
+        samples.append((time.monotonic() - begin, value()))
+        if until():
+            return samples
+        time.sleep(pause)

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Who reports a guest's free pages, and from which order on: the variants of a case. For use inside L1."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Self
+
+from vm.driver import CHURN, DRIVER, EAGER
+from vm.guest import Guest
+
+
+class Variant(NamedTuple):
+    """none, or dlh or balloon with an order."""
+
+    reporter: str
+    order: int
+
+    @classmethod
+    def parse(cls, name: str) -> Self:
+        reporter, _, order = name.partition("-")
+        if reporter not in ("none", "dlh", "balloon") or (reporter == "none") != (order == ""):
+            raise ValueError(f"{name} is no variant")
+        return cls(reporter, int(order or 0))
+
+    def guest(self, mib: int, append: str = "") -> Guest:
+        """A guest that reports in this way, soon after pages are freed, whoever does it."""
+        arguments: dict[str, Any] = {"mem": f"{mib}M", "binaries": [CHURN], "start": EAGER["start"]}
+        arguments["append"] = f"{EAGER['append']} {append}"
+        if self.reporter == "dlh":
+            arguments["modules"] = [f"{DRIVER} order={self.order}"]
+        if self.reporter == "balloon":
+            arguments["free_page_reporting"] = True
+            arguments["append"] += f" page_reporting.page_reporting_order={self.order}"
+        return Guest(**arguments)

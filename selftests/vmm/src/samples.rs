@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How calls and exits are spread, not only what they come to: for the benchmarks. In ticks of the guest's
+//! time-stamp counter, as in [`measure`](crate::measure).
+
+use std::sync::atomic::Ordering;
+
+use dlh_abi::{Call, Operation};
+
+use crate::{
+    ktap::Result,
+    ring::{Ring, NOP},
+    vm::{Vm, VmConfig, BASE},
+};
+
+/// Samples of a distribution: enough for its 99th percentile.
+const SAMPLES: u64 = 1000;
+/// Where the guest puts them.
+const PLACE: u64 = BASE + 0x20_0000;
+/// What costs the host the most of what is built in, where nobody listens to it: it looks at the clock.
+const TRACE: Call = Call { op: Operation::TRACE, arg: [1, 2] };
+
+/// What the guest has stored, ascending.
+fn collect(vm: &Vm) -> Result<Vec<u64>> {
+    let (memory, offset) = vm.memory_at(PLACE)?;
+    let word = |i: u64| memory.word(offset + 8 * i as usize).load(Ordering::SeqCst);
+    let mut all: Vec<u64> = (0..SAMPLES).map(word).collect();
+    all.sort_unstable();
+    Ok(all)
+}
+
+fn print(name: &str, sorted: &[u64]) {
+    let at = |permille: usize| sorted[(sorted.len() - 1) * permille / 1000];
+    println!("{name}_p50 {}", at(500));
+    println!("{name}_p99 {}", at(990));
+    println!("{name}_max {}", at(1000));
+}
+
+/// Prints how long an entry waits for a guest that does not exit by itself, in ticks. `spin`: rounds that it is
+/// busy for at most before the next one.
+pub(crate) fn latency(spin: u64) -> Result<()> {
+    let mut vm = Vm::new(VmConfig::default())?;
+    let mut ring = Ring::set_up(&mut vm, 0, BASE, 1024, 0)?;
+    // Coprime to most, so that they begin at all times between two exits.
+    let step = spin / 3 + 7;
+    vm.vcpus[0].sample_waits(&mut ring, &NOP, (PLACE, SAMPLES), (step, spin))?;
+    print("wait", &collect(&vm)?);
+    Ok(())
+}
+
+/// Prints how long an exit takes, in ticks: with an empty ring, and with one that a guest floods.
+pub(crate) fn drains() -> Result<()> {
+    let mut vm = Vm::new(VmConfig::default())?;
+    let mut ring = Ring::set_up(&mut vm, 0, BASE, 4096, 0)?;
+    for (name, call, batch) in [
+        ("exit_empty", &NOP, 0),
+        ("exit_flood_nop", &NOP, 4096),
+        ("exit_flood_trace", &TRACE, 4096),
+    ] {
+        vm.vcpus[0].sample_exits(&mut ring, call, (PLACE, SAMPLES), batch)?;
+        print(name, &collect(&vm)?);
+    }
+    Ok(())
+}
