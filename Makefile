@@ -88,7 +88,7 @@ unit: env
 	@$(ENTER) env PYTHONPATH=selftests python3 -B -m unittest discover -q -s selftests/vm/unit
 
 .PHONY: test
-test: modules-env modules-faulty samples-env programs lint unit
+test: modules-env modules-faulty samples-env programs stress-ng lint unit
 	@selftests/run $(TESTS)
 
 .PHONY: bench

@@ -52,20 +52,20 @@ class GuestInstructions:
     """
 
     def __enter__(self) -> Self:
-        (TRACING / "synthetic_events").write_text("dlh_bench u64 ns; pid_t pid")
+        (TRACING / "synthetic_events").write_text("dlh_bench u64 ns")
         self._trigger("kvm/kvm_entry", "hist:keys=common_pid:begin=common_timestamp")
         self._trigger(
             "kvm/kvm_exit",
-            "hist:keys=common_pid:ns=common_timestamp-$begin:onmatch(kvm.kvm_entry).dlh_bench($ns,common_pid)",
+            "hist:keys=common_pid:ns=common_timestamp-$begin:onmatch(kvm.kvm_entry).dlh_bench($ns)",
         )
-        self._trigger("synthetic/dlh_bench", "hist:keys=pid:vals=ns")
+        self._trigger("synthetic/dlh_bench", "hist:keys=common_pid:vals=ns")
         return self
 
     def count(self, pid: int) -> tuple[int, int]:
         """Instructions so far, and in how many entries, of a VMM's threads."""
         threads = {int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()}
         text = (TRACING / "events/synthetic/dlh_bench/hist").read_text()
-        found = re.findall(r"\{ pid:\s+(\d+) \} hitcount:\s+(\d+)\s+ns:\s+(\d+)", text)
+        found = re.findall(r"\{ common_pid:\s+(\d+) \} hitcount:\s+(\d+)\s+ns:\s+(\d+)", text)
         mine = [(int(ns), int(hits)) for thread, hits, ns in found if int(thread) in threads]
         return sum(ns for ns, _ in mine), sum(hits for _, hits in mine)
 
@@ -77,7 +77,8 @@ class GuestInstructions:
             active = [line for line in trigger.read_text().splitlines() if not line.startswith("#")]
             for line in active:
                 trigger.write_text(f"!{line.split(' [')[0]}")
-        (TRACING / "synthetic_events").write_text("!dlh_bench u64 ns; pid_t pid")
+        # Opened to be written anew: that removes what there is.
+        (TRACING / "synthetic_events").write_text("")
 
     @staticmethod
     def _trigger(event: str, what: str) -> None:

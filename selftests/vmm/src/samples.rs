@@ -41,8 +41,8 @@ fn print(name: &str, sorted: &[u64]) {
 pub(crate) fn latency(spin: u64) -> Result<()> {
     let mut vm = Vm::new(VmConfig::default())?;
     let mut ring = Ring::set_up(&mut vm, 0, BASE, 1024, 0)?;
-    // Coprime to most, so that they begin at all times between two exits.
-    let step = spin / 3 + 7;
+    // The golden ratio: so they begin at all times between two exits, evenly.
+    let step = spin * 618 / 1000 + 7;
     vm.vcpus[0].sample_waits(&mut ring, &NOP, (PLACE, SAMPLES), (step, spin))?;
     print("wait", &collect(&vm)?);
     Ok(())

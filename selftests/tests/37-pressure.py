@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-# Not part of make test, see docs/testing.md:  tools/l1 --mem 6G --timeout 500 -- selftests/soak/pressure.py
+# vm: smp=1 mem=6G timeout=700
 """The data check where memory is short: in the guest, which swaps, and in the host, which swaps the guest.
 
 The guest has two CPUs and reports at order 0. stress-ng keeps its allocator busy in ways of its own, and verifies
