@@ -189,10 +189,12 @@ impl Merger {
         }
     }
 
-    fn release(&self, vm: &Vm, frames: GfnRange, now: u32) {
+    /// Returns whether it has come to the end.
+    fn release(&self, vm: &Vm, frames: GfnRange, now: u32) -> bool {
         self.stats.run();
         release(
-            || vm.memslots(),
+            // Devices may be assigned at any time, and pin the memory then.
+            || (!vm.has_assigned_devices()).then(|| vm.memslots()),
             frames,
             self.mode,
             |part, verdict| {
@@ -202,7 +204,7 @@ impl Merger {
                     _ => self.map.set(part, PageState::Unknown),
                 }
             },
-        );
+        )
     }
 }
 
@@ -261,8 +263,14 @@ impl Job for Merger {
         let kept = if runs.len() > 1 { coalesce(runs) } else { runs.len() };
         self.note(&vm, &runs[..kept]);
         let now = self.now();
-        for frames in &runs[..kept] {
-            self.release(&vm, *frames, now);
+        if !runs[..kept].iter().all(|frames| self.release(&vm, *frames, now)) {
+            // Some of it is as it was. The guest is to report all of it again.
+            for frames in &runs[..kept] {
+                self.map.set(*frames, PageState::Unknown);
+            }
+            for request in taken.iter_mut().filter(|request| request.status.is_ok()) {
+                request.status = CallError::Busy.into();
+            }
         }
         runs.clear();
         // Only now may the guest use any of them again (DESIGN.md rule 1).

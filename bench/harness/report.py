@@ -28,10 +28,14 @@ def write(figures: Figures, environment: Mapping[str, str]) -> list[str]:
     missing = [name for name in dict.fromkeys(wanted) if name not in figures and name not in environment]
     if missing:
         return missing
+    try:
+        charts = {"calls": _calls(figures), "reclaim": _reclaim(figures), "churn": _churn(figures)}
+        tables = {"figures": _all(figures), "reclaim": _reclaim_table(figures), "churn": _churn_table(figures)}
+    except KeyError as error:
+        return [str(error.args[0])]
     CHARTS.mkdir(exist_ok=True)
-    for name, chart in (("calls", _calls(figures)), ("reclaim", _reclaim(figures)), ("churn", _churn(figures))):
+    for name, chart in charts.items():
         (CHARTS / f"{name}.svg").write_text(chart)
-    tables = {"figures": _all(figures), "reclaim": _reclaim_table(figures), "churn": _churn_table(figures)}
 
     def fill(match: re.Match[str]) -> str:
         kind, name = match.groups()

@@ -54,13 +54,16 @@ def plan(names: list[str], repeats: int) -> list[Run]:
     if unknown := [name for name in names if name.partition("/")[0] not in known]:
         sys.exit(f"no benchmark {' '.join(unknown)}; there are {' '.join(known)}")
     runs = []
-    for case, _, only in (name.partition("/") for name in names or known):
+    for case, _, only in (name.partition("/") for name in dict.fromkeys(names or known)):
         header = dict(_HEADER.findall(known[case].read_text()))
         options = Options(smp=1, icount=True, mem=header["mem"], timeout=TIMEOUT_S)
         for repeat in range(repeats):
-            variants = [only] if only else header.get("variants", "").split() or [""]
+            variants = header.get("variants", "").split() or [""]
+            if only and only not in variants:
+                sys.exit(f"{case} has no variant {only}; there are {' '.join(variants) or 'none'}")
+            variants = [only] if only else variants
             runs += [Run(case, variant, repeat, options) for variant in variants]
-    return runs
+    return list(dict.fromkeys(runs))
 
 
 def say(text: str) -> None:
@@ -71,10 +74,15 @@ def say(text: str) -> None:
 def execute(run: Run) -> dict[str, float]:
     """What a run has measured; empty if it failed, again and again: the emulation loses a Linux guest now and then
     (docs/testing.md)."""
-    return next(filter(None, (_execute_once(run) for _ in range(ATTEMPTS))), {})
+    for _ in range(ATTEMPTS):
+        measured, again = _execute_once(run)
+        if measured or not again:
+            return measured
+    return {}
 
 
-def _execute_once(run: Run) -> dict[str, float]:
+def _execute_once(run: Run) -> tuple[dict[str, float], bool]:
+    """What a run has measured; whether another attempt may go better, if nothing: not if the host's log has something."""
     measured: dict[str, float] = {}
 
     def line(text: str) -> None:
@@ -90,9 +98,9 @@ def _execute_once(run: Run) -> dict[str, float]:
     if not outcome.good():
         found = [str(finding) for findings in outcome.findings.values() for finding in findings]
         say("\n".join((f"{run.name}: FAILED", outcome.problem, *found, machine.log_tails(10))))
-        return {}
+        return {}, machine.kernel_log not in outcome.findings
     say(f"{run.name}: {len(measured)} figures in {outcome.seconds:.0f} s")
-    return measured
+    return measured, False
 
 
 def environment() -> dict[str, str]:
@@ -120,12 +128,18 @@ def main() -> int:
     failed = [run.name for run, outcome in zip(runs, outcomes, strict=True) if not outcome]
 
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    here = environment()
     raw: dict[str, list[dict[str, float]]] = kept.get("raw", {})
+    commits: dict[str, str] = kept.get("commits", {})
     for key in dict.fromkeys(run.key for run in runs):
-        raw[key] = [outcome for run, outcome in zip(runs, outcomes, strict=True) if run.key == key and outcome]
+        # One that failed keeps its place: figures are derived from what belongs together.
+        all_repeats = [outcome for run, outcome in zip(runs, outcomes, strict=True) if run.key == key]
+        if any(all_repeats):
+            raw[key], commits[key] = all_repeats, here["commit"]
+    results = {"environment": here, "commits": commits, "figures": {}, "raw": raw}
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     derived = figures.derive_all(raw)
-    kept_runs = min(map(len, raw.values()), default=0)
-    results = {"environment": environment() | {"repeats": str(kept_runs)}, "figures": {k: v.as_json() for k, v in derived.items()}, "raw": raw}
+    results["figures"] = {name: figure.as_json() for name, figure in derived.items()}
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     for name, figure in derived.items():
         print(f"{name} {figure}")
@@ -133,8 +147,11 @@ def main() -> int:
     if failed:
         print(f"# FAILED: {' '.join(failed)}")
         return 1
-    if missing := report.write(derived, results["environment"]):
-        print(f"# docs/performance.md is not renewed, these are missing: {' '.join(missing)}")
+    here["repeats"] = str(min(map(len, raw.values())))
+    if len(set(commits.values())) > 1:
+        print(f"# docs/performance.md is not renewed: measured at different commits, {commits}")
+    elif missing := report.write(derived, here):
+        print(f"# docs/performance.md is not renewed, missing: {' '.join(missing)}")
     else:
         print("# docs/performance.md and its charts are renewed")
     return 0
@@ -144,4 +161,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KeyboardInterrupt:
-        sys.exit(130)
+        # At once, with what runs.
+        os._exit(130)

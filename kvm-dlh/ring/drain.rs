@@ -193,6 +193,7 @@ impl Ring {
             if let Some(status) = ended {
                 self.queue.stats().ended(Operation(raw.op), status);
                 if intact && raw.wants_status(status) {
+                    operations.pause();
                     if let Err(e) = state.write_status(window, collected.position, status) {
                         return (state, taken, Err(e.into()));
                     }
@@ -209,7 +210,8 @@ impl Ring {
 /// The way from some entries of a ring to their operations, entered once for all of them.
 struct Operations<'a> {
     ring: &'a Ring,
-    calls: Calls<'a, VmQueue>,
+    /// The way, once it has been entered.
+    calls: Option<Calls<'a, VmQueue>>,
     /// How many entries may still be handed over; `None` if the VM is being destroyed. They are counted as
     /// outstanding already.
     begun: Option<u32>,
@@ -219,7 +221,13 @@ impl<'a> Operations<'a> {
     /// For `entries` entries. On a thread of the VMM; may sleep.
     fn enter(ring: &'a Ring, vcpu: &Vcpu, entries: u32) -> Self {
         let begun = ring.unfinished.begin(vcpu, entries).then_some(entries);
-        Self { ring, calls: ring.queue.calls(), begun }
+        Self { ring, calls: None, begun }
+    }
+
+    /// Has nobody wait who unregisters an operation, until the next entry is handed over: what comes now may
+    /// wait for the VMM, which may take its time.
+    fn pause(&mut self) {
+        self.calls = None;
     }
 
     /// Hands one entry to its operation; `None` if it is pending, or has ended meanwhile.
@@ -238,8 +246,17 @@ impl<'a> Operations<'a> {
         state.executed_all();
         // The operation may complete calls.
         drop(state);
-        let outcome = self.ring.queue.execute(&self.calls, caller, call, position);
-        let mut state = self.ring.state.lock();
+        let queue = &self.ring.queue;
+        let calls = self.calls.get_or_insert_with(|| queue.calls());
+        let outcome = queue.execute(calls, caller, call, position);
+        let mut state = match self.ring.state.try_lock() {
+            Some(state) => state,
+            None => {
+                // Who has it may be waiting for the VMM.
+                self.calls = None;
+                self.ring.state.lock()
+            }
+        };
         match outcome {
             Outcome::Finished(status) => {
                 state.finish(position);

@@ -156,7 +156,7 @@ unsigned long dlh_unpinned_bytes(struct mm_struct *mm, unsigned long start, unsi
 void dlh_map_zero_page(unsigned long start, unsigned long bytes);
 struct file *dlh_vma_file(const struct vm_area_struct *vma, unsigned long address, u64 *offset);
 void dlh_file_put(struct file *file);
-unsigned long dlh_file_zero_bytes(struct file *file, u64 offset, unsigned long bytes, bool *pages);
+unsigned long dlh_file_zero_bytes(struct file *file, u64 offset, unsigned long bytes);
 unsigned long dlh_file_loose_bytes(struct file *file, u64 offset, unsigned long bytes, bool *locked);
 int dlh_file_punch(struct file *file, u64 offset, unsigned long bytes);
 bool dlh_merge_share(void);

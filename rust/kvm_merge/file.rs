@@ -36,14 +36,11 @@ impl File {
         Self { file: unsafe { NonNull::new_unchecked(file) }, offset }
     }
 
-    /// How many bytes from here on, at most `bytes`, read as zeroes, and whether there are pages in the file
-    /// that do.
-    pub(crate) fn zeroes(&self, bytes: u64) -> (u64, bool) {
-        let (file, mut pages) = (self.file.as_ptr(), false);
+    /// How many bytes from here on, at most `bytes`, read as zeroes.
+    pub(crate) fn zeroes(&self, bytes: u64) -> u64 {
+        let file = self.file.as_ptr();
         // SAFETY: By the type invariant.
-        let zeroes =
-            unsafe { bindings::dlh_file_zero_bytes(file, self.offset, bytes as usize, &mut pages) };
-        (zeroes as u64, pages)
+        unsafe { bindings::dlh_file_zero_bytes(file, self.offset, bytes as usize) as u64 }
     }
 }
 
@@ -54,34 +51,24 @@ impl Drop for File {
     }
 }
 
-/// A piece of a file that the guest does not use.
+/// A piece of a file that is the guest's memory, and that it does not use.
 pub(crate) struct Piece {
     pub(crate) file: File,
     pub(crate) bytes: u64,
     /// Of one page of the file.
     pub(crate) page_bytes: u64,
-    /// Whether the guest's memory is the file, rather than private copies of it, which are gone already.
-    pub(crate) shared: bool,
 }
 
 impl Piece {
     /// Makes a hole of it, up to the first page that must stay. May sleep; the mmap lock must not be held.
     pub(crate) fn punch(self) -> Step {
-        let Self { file, bytes, page_bytes, shared } = self;
+        let Self { file, bytes, page_bytes } = self;
         let (raw, mut locked) = (file.file.as_ptr(), false);
         // SAFETY: The file is counted, by its type invariant.
         let loose = unsafe {
             bindings::dlh_file_loose_bytes(raw, file.offset, bytes as usize, &mut locked)
         } as u64;
         let loose = round_down(loose, page_bytes);
-        if !shared {
-            // What cannot go reads as zeroes all the same, and the private copies are gone.
-            if loose == bytes {
-                // SAFETY: As above; no mmap lock is held, and it may sleep here.
-                unsafe { bindings::dlh_file_punch(raw, file.offset, bytes as usize) };
-            }
-            return Step { pages: bytes / PAGE_SIZE, verdict: Verdict::Merged };
-        }
         if loose == 0 {
             let verdict = if locked { Verdict::Locked } else { Verdict::Pinned };
             return Step { pages: page_bytes / PAGE_SIZE, verdict };

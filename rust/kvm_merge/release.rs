@@ -74,8 +74,9 @@ impl From<SlotError> for Verdict {
     }
 }
 
-/// Releases what may be released of `frames`, and says of each part what became of it; nothing is said of
-/// what is left because a signal is pending. The guest must not be using them.
+/// Releases what may be released of `frames`, and says of each part what became of it. Returns whether it has
+/// come to the end: not if a signal is pending, as when the VMM is killed or is to be frozen, or if `lock` has had
+/// it stop. The guest must not be using them.
 ///
 /// `lock` locks the memslots; they are let go of from time to time, so that changing them never waits
 /// for much more than [`CHUNK_PAGES`].
@@ -84,20 +85,23 @@ impl From<SlotError> for Verdict {
 ///
 /// A thread of the VMM; may sleep; takes the mmap lock for reading, and locks of files.
 pub fn release<'a>(
-    lock: impl Fn() -> Memslots<'a>,
+    lock: impl Fn() -> Option<Memslots<'a>>,
     frames: GfnRange,
     mode: Mode,
     mut tell: impl FnMut(GfnRange, Verdict),
-) {
+) -> bool {
     let mut next = frames.start();
-    // A VMM that is being killed does not wait for this.
-    while next < frames.end() && !current!().signal_pending() {
+    while next < frames.end() {
+        if current!().signal_pending() {
+            return false;
+        }
         // Never fails: what is left of a valid range is valid.
-        let Ok(rest) = GfnRange::new(next, frames.end().0 - next.0) else { return };
-        let slots = lock();
+        let Ok(rest) = GfnRange::new(next, frames.end().0 - next.0) else { return false };
+        let Some(slots) = lock() else { return false };
         let done = release_chunk(&slots, rest, mode, &mut tell);
         next = Gfn(next.0 + done);
     }
+    true
 }
 
 /// Deals with the front of `rest`; returns how many pages that were, at least one.

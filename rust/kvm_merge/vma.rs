@@ -86,29 +86,16 @@ pub(crate) fn release_front(
             file: File::of(vma, address),
             bytes: pages * PAGE_SIZE,
             page_bytes: page * PAGE_SIZE,
-            shared: true,
         }),
         bindings::dlh_vma_DLH_VMA_PRIVATE_FILE => {
-            let file = File::of(vma, address);
-            let (zeroes, in_file) = file.zeroes(pages * PAGE_SIZE);
+            // The file may be others' as well: it is only looked at.
+            let zeroes = File::of(vma, address).zeroes(pages * PAGE_SIZE);
             let pages = round_down(zeroes / PAGE_SIZE, page);
             if pages == 0 {
                 // What is in the file would be seen; and it may be others' as well.
                 return step(page, Verdict::File);
             }
-            match zap(mm, vma, address, pages, page) {
-                // Pages of zeroes in the file are there because private copies were made of them. Nobody
-                // sees a difference when they go.
-                Front::Done(Step { pages, verdict: Verdict::Merged }) if in_file => {
-                    Front::File(Piece {
-                        file,
-                        bytes: pages * PAGE_SIZE,
-                        page_bytes: page * PAGE_SIZE,
-                        shared: false,
-                    })
-                }
-                front => front,
-            }
+            zap(mm, vma, address, pages, page)
         }
         _ => {
             let front = zap(mm, vma, address, pages, page);

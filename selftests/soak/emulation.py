@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-# Not part of make test, see docs/testing.md:  tools/l1 --mem 6G --timeout 500 -- selftests/soak/emulation.py
+# Not part of make test, see docs/testing.md:
+#     tools/l1 --mem 6G --timeout 500 --append nokaslr -- selftests/soak/emulation.py
 """Whose fault it is when a guest ends without a word: guests report single pages until some of them do.
 
 By default virtio-balloon reports, under the stock kernel without any module of ours; `--reporter dlh` is the same
@@ -53,7 +54,7 @@ class Memory:
             if begin <= where < begin + size:
                 self._file.seek(at + where - begin)
                 return int(struct.unpack("<Q", self._file.read(8))[0])
-        raise ValueError(f"no memory at {physical:#x}")
+        raise LookupError(f"no memory at {physical:#x}")
 
 
 def begin_probing() -> None:
@@ -130,7 +131,11 @@ def main() -> None:
     while guests and time.monotonic() < begin + options.seconds:
         time.sleep(1)
         for guest in [guest for guest in guests if guest.qmp("query-status")["status"] == "shutdown"]:
-            line = [line for line in (TRACING / "trace").read_text().splitlines() if " lost: " in line][-1]
+            if "Kernel panic" in guest.console():
+                raise RuntimeError(f"{guest.name} has panicked, and says why")
+            threads = "|".join(task.name for task in Path(f"/proc/{guest.pid}/task").iterdir())
+            mine = re.compile(rf"-({threads}) .* lost: ")
+            line = [line for line in (TRACING / "trace").read_text().splitlines() if mine.search(line)][-1]
             seen = {name: int(value, 16) for name, value in re.findall(r"(\w+)=0x([0-9a-f]+)", line)}
             what = in_place(seen)
             lost, wrong = lost + 1, wrong + bool(what)

@@ -27,7 +27,7 @@ ORDERS = (9, 9, 0, 0)
 
 
 def boot(arguments: Sequence[dict[str, Any]]) -> list[Guest]:
-    """Boots guests, two at a time: the host has two CPUs."""
+    """Boots guests, two at a time."""
     guests: list[Guest] = []
     for first in range(0, len(arguments), 2):
         pair = [Guest(**these) for these in arguments[first : first + 2]]

@@ -35,7 +35,7 @@ class Room:
     def here(cls, cpus: int) -> Room:
         """What there is: `cpus` processors, or all if 0, and the memory that is available."""
         available = re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())
-        return cls(cpus or os.cpu_count() or 1, int(available[1]) >> 10 if available else 0)
+        return cls(cpus or os.process_cpu_count() or 1, int(available[1]) >> 10 if available else 0)
 
     @classmethod
     def of(cls, options: Options) -> Room:
@@ -62,14 +62,16 @@ def run_all[J: Job, R](jobs: Sequence[J], here: Room, run: Callable[[J], R]) -> 
     waiting = list(jobs)
     running: dict[Future[R], J] = {}
     results: dict[str, R] = {}
-    with ThreadPoolExecutor(max(1, len(jobs))) as pool:
-        while waiting or running:
-            left = here.without(Room.of(job.options) for job in running.values())
-            fits = (job for job in waiting if not running or left.holds(Room.of(job.options)))
-            if job := next(fits, None):
-                waiting.remove(job)
-                running[pool.submit(run, job)] = job
-                continue
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                results[running.pop(future).name] = future.result()
+    # Not as a context: an interrupted run does not wait for those that run.
+    pool = ThreadPoolExecutor(max(1, len(jobs)))
+    while waiting or running:
+        left = here.without(Room.of(job.options) for job in running.values())
+        fits = (job for job in waiting if not running or left.holds(Room.of(job.options)))
+        if job := next(fits, None):
+            waiting.remove(job)
+            running[pool.submit(run, job)] = job
+            continue
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            results[running.pop(future).name] = future.result()
+    pool.shutdown()
     return [results[job.name] for job in jobs]

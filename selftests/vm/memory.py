@@ -34,14 +34,14 @@ KINDS = (ANONYMOUS, MEMFD_SHARED, MEMFD_PRIVATE, HUGETLBFS_SHARED, HUGETLBFS_PRI
 
 def hold(guest: Guest, mib: int) -> bool:
     """Has a process of the guest use memory until `let_go`; whether it has all of it. Needs dlh-churn there."""
-    guest.check("rm -f /tmp/go /tmp/filled")
-    guest.check(f"(until test -e /tmp/go; do sleep 0.2; done) | dlh-churn fill --mib {mib} > /tmp/filled &")
+    guest.check("rm -f /tmp/go /tmp/filled && mkfifo /tmp/go")
+    guest.check(f"cat /tmp/go | dlh-churn fill --mib {mib} > /tmp/filled &")
     return wait_until(lambda: guest.run("test -s /tmp/filled").status == 0, 60)
 
 
 def let_go(guest: Guest) -> None:
     """Ends what `hold` began."""
-    guest.check("touch /tmp/go")
+    guest.check(": > /tmp/go")
 
 
 def footprint_kib(guest: Guest) -> int:

@@ -133,32 +133,34 @@ void dlh_file_put(struct file *file)
 	__fput_sync(file);
 }
 
-/* Whether a page of a file holds zeroes, and may go. What is larger than shmem's pages is not looked into. */
+/* Whether a page of a file holds zeroes. What is larger than shmem's pages is not looked into. */
 static bool folio_is_zero(struct folio *folio, unsigned long index)
 {
 	const void *page;
+	unsigned long i;
+	u64 copy[32];
 
-	if (folio_test_hugetlb(folio) || !folio_test_uptodate(folio) || folio_test_mlocked(folio) ||
-	    folio_maybe_dma_pinned(folio))
+	if (folio_test_hugetlb(folio) || !folio_test_uptodate(folio) || folio_contain_hwpoisoned_page(folio))
 		return false;
 	page = folio_address(folio) + ((index - folio->index) << PAGE_SHIFT);
-	return !memchr_inv(page, 0, PAGE_SIZE);
+	/* What has a memory error that nobody knows of yet fails, and does not stop the machine. */
+	for (i = 0; i < PAGE_SIZE; i += sizeof(copy))
+		if (copy_mc_to_kernel(copy, page + i, sizeof(copy)) || memchr_inv(copy, 0, sizeof(copy)))
+			return false;
+	return true;
 }
 
 /*
  * How many bytes of a file from offset on, at most bytes, read as zeroes: there is no page in memory or
- * in swap, or one of zeroes; *pages says whether there is any that nobody can write to through a shared
- * mapping. Nothing stays locked: what others write
- * there meanwhile is theirs to be seen.
+ * in swap, or one of zeroes. Nothing stays locked: what others write there meanwhile is theirs to be seen.
  */
-unsigned long dlh_file_zero_bytes(struct file *file, u64 offset, unsigned long bytes, bool *pages)
+unsigned long dlh_file_zero_bytes(struct file *file, u64 offset, unsigned long bytes)
 {
 	unsigned long first = offset >> PAGE_SHIFT;
 	unsigned long count = bytes >> PAGE_SHIFT;
 	XA_STATE(xas, &file->f_mapping->i_pages, first);
 	unsigned long done = 0;
 
-	*pages = false;
 	rcu_read_lock();
 	while (done < count) {
 		struct folio *folio;
@@ -180,13 +182,9 @@ unsigned long dlh_file_zero_bytes(struct file *file, u64 offset, unsigned long b
 		folio_put(folio);
 		if (!zero)
 			break;
-		*pages = true;
 		done++;
 	}
 	rcu_read_unlock();
-	/* Somebody may be writing to them this moment. */
-	if (mapping_writably_mapped(file->f_mapping))
-		*pages = false;
 	return done << PAGE_SHIFT;
 }
 
@@ -202,6 +200,10 @@ unsigned long dlh_file_loose_bytes(struct file *file, u64 offset, unsigned long 
 	unsigned long loose = bytes;
 	struct folio *folio;
 
+	/* All of it, by shmctl(SHM_LOCK) or as a file system without swap. */
+	*locked = mapping_unevictable(file->f_mapping);
+	if (*locked)
+		return 0;
 	rcu_read_lock();
 	xas_for_each(&xas, folio, end) {
 		if (xas_retry(&xas, folio) || xa_is_value(folio))

@@ -16,7 +16,7 @@ pub(crate) fn herd(count: usize, rings: bool) -> Result<()> {
     let memory = if rings { 64 << 10 } else { 0 };
     let config = VmConfig { memory, ..VmConfig::default() };
     let mut vms = (0..count).map(|_| Vm::new(config)).collect::<Result<Vec<_>>>()?;
-    println!("ready {}", begin.elapsed().as_micros() as f64 / count.max(1) as f64);
+    println!("ready {}", begin.elapsed().as_secs_f64() * 1e6 / count.max(1) as f64);
     let mut made = Vec::new();
     for line in std::io::stdin().lines() {
         line?;
@@ -28,7 +28,7 @@ pub(crate) fn herd(count: usize, rings: bool) -> Result<()> {
             }
             vm.hypercall(0, Function::Features as u64, 0, 0, 0)?;
         }
-        println!("ready {}", begin.elapsed().as_micros() as f64 / count.max(1) as f64);
+        println!("ready {}", begin.elapsed().as_secs_f64() * 1e6 / count.max(1) as f64);
     }
     Ok(())
 }

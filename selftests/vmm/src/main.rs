@@ -61,7 +61,7 @@ enum Command {
     /// Measure how long entries of a guest wait that does not exit by itself.
     Latency {
         /// Rounds of a loop that the guest is busy for at most between two entries.
-        #[arg(long, default_value_t = 3_000_000)]
+        #[arg(long, default_value_t = 2_000_000)]
         spin: u64,
     },
     /// Measure how long exits take while a guest floods its ring.

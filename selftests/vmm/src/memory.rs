@@ -176,6 +176,14 @@ impl Mapping {
         checked(unsafe { libc::madvise(start.as_ptr().cast(), len, libc::MADV_DONTNEED) })
     }
 
+    /// Has the kernel take a page of the memory for broken, as when the hardware reports an error there. What it
+    /// held is lost.
+    pub(crate) fn poison(&self, offset: usize) -> io::Result<()> {
+        let start = self.pointer(offset, PAGE);
+        // SAFETY: The page is this mapping's; nobody holds a reference to what it holds.
+        checked(unsafe { libc::madvise(start.as_ptr().cast(), PAGE, libc::MADV_HWPOISON) })
+    }
+
     /// Has the memory swapped out.
     pub(crate) fn page_out(&self) -> io::Result<()> {
         self.advise(libc::MADV_PAGEOUT)
