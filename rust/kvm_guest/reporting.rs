@@ -52,7 +52,7 @@ pub enum Unreported {
 pub struct Tally {
     /// Calls the host is done with.
     pub calls: u32,
-    /// Those of them that were not executed; their pages are as they were.
+    /// Those of them that were declined; each of their pages is as it was, or zeroes.
     pub declined: u32,
     /// Those of the declined that the host may execute at another time.
     pub put_off: u32,
@@ -170,7 +170,7 @@ impl Report<'_> {
     ///
     /// # Errors
     ///
-    /// The host did not: the pages are as they were. That includes that there is no next range.
+    /// The host declined: each page is as it was, or zeroes. That includes that there is no next range.
     pub fn call_next(&mut self) -> Result<u64, Option<HostError>> {
         let (call, pages) = self.next().ok_or(None)?;
         self.advance();
