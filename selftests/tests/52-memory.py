@@ -8,47 +8,10 @@ import time
 from pathlib import Path
 
 from vm import ktap
+from vm.herd import Herd, kernel_kib
 from vm.host import MODULES
 
-VMM = "/src/kvm-dlh/build/bin/dlh-vmm"
 BOUND_KIB = 16
-
-
-class Herd:
-    """A number of VMs, in one process."""
-
-    def __init__(self, count: int) -> None:
-        self.process = subprocess.Popen([VMM, "herd", str(count)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.microseconds = self._ready()
-
-    def _ready(self) -> float:
-        assert self.process.stdout
-        line = self.process.stdout.readline().decode()
-        if not line.startswith("ready "):
-            raise RuntimeError(f"dlh-vmm herd said {line!r}")
-        return float(line.split()[1])
-
-    def call(self) -> float:
-        """Has each VM make a call; returns the microseconds it took each."""
-        assert self.process.stdin
-        self.process.stdin.write(b"\n")
-        self.process.stdin.flush()
-        return self._ready()
-
-    def end(self) -> None:
-        assert self.process.stdin
-        self.process.stdin.close()
-        self.process.wait()
-
-
-def kernel_kib() -> int:
-    """What the kernel has allocated for itself."""
-    subprocess.run(["sync"], check=True)
-    Path("/proc/sys/vm/drop_caches").write_text("3")
-    time.sleep(1)
-    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-    fields = {name: int(value) for name, value, *_ in lines}
-    return sum(fields[f"{name}:"] for name in ("Slab", "VmallocUsed", "Percpu", "KernelStack", "PageTables"))
 
 
 def first_contact_kib(count: int) -> float:
