@@ -11,13 +11,13 @@ import subprocess
 import sys
 import time
 
-from harness.inside import BINARIES, GuestInstructions, executed, figure, insert, quiet, sample
+from harness.inside import BINARIES, PROFILING, GuestInstructions, executed, figure, insert, profiled, quiet, sample
 from harness.reporters import Variant
 from vm.guest import Guest
 from vm.memory import hold, let_go
 
-MIB = 256
-WINDOW_S = 12
+MIB = 32 if PROFILING else 256
+WINDOW_S = 4 if PROFILING else 12
 
 
 def free_some(guest: Guest, take_back: bool) -> list[tuple[float, float]]:
@@ -28,7 +28,7 @@ def free_some(guest: Guest, take_back: bool) -> list[tuple[float, float]]:
 
 
 variant = Variant.parse(sys.argv[1])
-if variant.reporter == "none":
+if variant.reporter == "none" and not PROFILING:
     # How much is counted for an entry of a guest that does next to nothing between two exits.
     with GuestInstructions() as counter:
         with subprocess.Popen([BINARIES / "dlh-vmm", "measure", "--exits", "20000"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as run:
@@ -40,6 +40,7 @@ if variant.reporter == "none":
 if variant.reporter == "dlh":
     insert()
 with variant.guest(512) as guest:
+    print("the guest is up", flush=True)
     quiet(guest)
     for traced in (False, True):
         if not hold(guest, MIB):
@@ -56,7 +57,10 @@ with variant.guest(512) as guest:
             break
         exits = guest.kvm_stat("exits")
         before_ns = executed(guest.pid)
-        footprint = free_some(guest, True)
+        with profiled():
+            footprint = free_some(guest, True)
+        if PROFILING:
+            break
         figure("all_insns", executed(guest.pid) - before_ns)
         figure("all_exits", guest.kvm_stat("exits") - exits)
         low = min(kib for _, kib in footprint)

@@ -11,9 +11,13 @@ ORDERS = (9, 4, 0)
 REPORTERS = ("dlh", "balloon")
 BATCHES = (1, 8, 32, 512)
 PRODUCERS = (1, 2, 4, 8)
+PERCENTILES = ("p50", "p99", "max")
 LOADS = ("faults", "build")
-# Where instructions are counted, one takes a nanosecond.
-INSNS_A_US = 1000
+# Units: ticks of the time-stamp counter, and run time. Where instructions are counted both are those.
+TICKS, RUN_NS = "ticks", "ns"
+COUNTED = "instructions"
+# Keys and figures of runs by the clock, where there is real virtualisation.
+WALL = "wall"
 # What the guest of the calibration executes between two exits: xor, xor, cpuid, dec, jnz.
 CALIBRATION_INSNS = 5
 
@@ -49,10 +53,22 @@ def number(value: float) -> str:
 
 def derive_all(raw: Mapping[str, list[dict[str, float]]]) -> dict[str, Figure]:
     """All figures that the repeats allow, each from what belongs to the same repeat."""
+    prefix = f"{WALL}/"
+    counted = {key: runs for key, runs in raw.items() if not key.startswith(prefix)}
+    clocked = {key.removeprefix(prefix): runs for key, runs in raw.items() if key.startswith(prefix)}
+    figures = {}
+    for name, figure in _derive(counted).items():
+        figures[name] = figure._replace(unit=COUNTED) if figure.unit in (TICKS, RUN_NS) else figure
+    for name, figure in _derive(clocked).items():
+        figures[f"{WALL}_{name.replace('insns', figure.unit)}"] = figure
+    return figures
+
+
+def _derive(raw: Mapping[str, list[dict[str, float]]]) -> dict[str, Figure]:
     collected: dict[str, tuple[str, list[float]]] = {}
     for repeat in range(max(map(len, raw.values()), default=0)):
         one = {key: runs[repeat] for key, runs in raw.items() if repeat < len(runs) and runs[repeat]}
-        for part in (_calls, _latency, _reclaim, _madvise, _churn, _ksm, _vms):
+        for part in (_calls, _latency, _tickless, _reclaim, _madvise, _churn, _ksm, _vms):
             for name, unit, value in _if_there(part, one):
                 collected.setdefault(name, (unit, []))[1].append(value)
     return {name: Figure(unit, tuple(values)) for name, (unit, values) in collected.items()}
@@ -71,9 +87,9 @@ def _if_there(part: Callable[[Mapping[str, Raw]], Derived], raw: Mapping[str, Ra
 
 def _calls(raw: Mapping[str, Raw]) -> Derived:
     calls = raw["calls"]
-    yield "sync_hypercall_insns", "instructions", calls["stock_hypercall"]
+    yield "sync_hypercall_insns", TICKS, calls["stock_hypercall"]
     added = calls["hypercall"] - calls["stock_hypercall"]
-    yield "hook_other_hypercall_overhead_insns", "instructions", added
+    yield "hook_other_hypercall_overhead_insns", TICKS, added
     for name, measured in (
         ("no_vm", "exit"),
         ("other_vm", "exit_other_vm"),
@@ -81,29 +97,37 @@ def _calls(raw: Mapping[str, Raw]) -> Derived:
         ("ring_empty", "exit_ring_empty"),
         ("all_gone", "exit_after_all"),
     ):
-        yield f"exit_overhead_unused_insns_{name}", "instructions", calls[measured] - calls["stock_exit"]
-    yield "exit_insns", "instructions", calls["stock_exit"]
-    yield "enqueue_insns", "instructions", calls["deferred_guest_b32"]
+        yield f"exit_overhead_unused_insns_{name}", TICKS, calls[measured] - calls["stock_exit"]
+    yield "exit_insns", TICKS, calls["stock_exit"]
+    yield "enqueue_insns", TICKS, calls["deferred_guest_b32"]
     for batch in BATCHES:
-        yield f"deferred_total_insns_b{batch}", "instructions", calls[f"deferred_total_b{batch}"]
-    yield "coalesced_mmio_insns", "instructions", calls["stock_coalesced_mmio"]
+        yield f"deferred_total_insns_b{batch}", TICKS, calls[f"deferred_total_b{batch}"]
+    yield "coalesced_mmio_insns", TICKS, calls["stock_coalesced_mmio"]
     for batch in (1, 32):
-        yield f"inserted_call_insns_b{batch}", "instructions", calls[f"inserted_b{batch}"]
+        yield f"inserted_call_insns_b{batch}", TICKS, calls[f"inserted_b{batch}"]
     for vcpus in PRODUCERS:
-        yield f"vcpus_{vcpus}_insns", "instructions", calls[f"producers_{vcpus}"]
+        yield f"vcpus_{vcpus}_insns", TICKS, calls[f"producers_{vcpus}"]
     for load in ("nop", "trace"):
-        longest = calls[f"exit_flood_{load}_max"] - calls["exit_empty_p50"]
-        yield f"drain_max_us_{load}", "µs", longest / INSNS_A_US
-        most = calls[f"exit_flood_{load}_p99"] - calls["exit_empty_p50"]
-        yield f"drain_p99_us_{load}", "µs", most / INSNS_A_US
+        for percentile in ("p99", "max"):
+            ticks = calls[f"exit_flood_{load}_{percentile}"] - calls["exit_empty_p50"]
+            yield f"drain_{percentile}_us_{load}", "µs", _us(ticks, calls)
+
+
+def _us(ticks: float, run: Raw) -> float:
+    return ticks * 1000 / run["tsc_khz"]
 
 
 def _latency(raw: Mapping[str, Raw]) -> Derived:
-    for percentile in ("p50", "p99", "max"):
-        yield f"defer_latency_us_busy_{percentile}", "µs", raw["latency"][f"busy_wait_{percentile}"] / INSNS_A_US
-    # A guest that halts exits at once: what is added to that exit is all there is to wait for.
-    idle = raw["calls"]["exit_ring_empty"] + raw["calls"]["deferred_total_b1"]
-    yield "defer_latency_us_idle", "µs", idle / INSNS_A_US
+    run = raw["latency"]
+    for guest in ("busy", "idle"):
+        for percentile in PERCENTILES:
+            yield f"defer_latency_us_{guest}_{percentile}", "µs", _us(run[f"{guest}_wait_{percentile}"], run)
+
+
+def _tickless(raw: Mapping[str, Raw]) -> Derived:
+    run = raw["tickless"]
+    for percentile in PERCENTILES:
+        yield f"defer_latency_us_tickless_{percentile}", "µs", _us(run[f"wait_{percentile}"], run)
 
 
 def _guest_insns(run: Raw, none: Raw) -> float:
@@ -122,8 +146,8 @@ def _reclaim(raw: Mapping[str, Raw]) -> Derived:
             yield f"reclaim_exits_per_gib_{name}", "exits", (run["asked_exits"] - none["asked_exits"]) / gib
             yield f"reclaim_all_exits_per_gib_{name}", "exits", (run["all_exits"] - none["all_exits"]) / gib
             host = run["all_insns"] - guest - (none["all_insns"] - idle_guest)
-            yield f"reclaim_host_insns_per_gib_{name}", "instructions", host / gib
-            yield f"reclaim_guest_insns_per_gib_{name}", "instructions", (guest - idle_guest) / gib
+            yield f"reclaim_host_insns_per_gib_{name}", RUN_NS, host / gib
+            yield f"reclaim_guest_insns_per_gib_{name}", RUN_NS, (guest - idle_guest) / gib
             yield f"reclaim_returned_mib_{name}", "MiB", run["back_mib"]
             for percentile in ("p50", "p99"):
                 yield f"reclaim_latency_s_{name}_{percentile}", "s", run[f"seconds_{percentile}"]
@@ -134,7 +158,7 @@ def _madvise(raw: Mapping[str, Raw]) -> Derived:
     for name, shape in shapes.items():
         for by in ("madvise", "dlh"):
             measured = raw["madvise"][f"reclaim_{shape}_{by}"]
-            yield f"release_host_insns_per_gib_{by}_{name}", "instructions", measured
+            yield f"release_host_insns_per_gib_{by}_{name}", TICKS, measured
         yield f"release_ratio_{name}", "", raw["madvise"][f"reclaim_{shape}_ratio"]
 
 
@@ -150,7 +174,7 @@ def _churn(raw: Mapping[str, Raw]) -> Derived:
 
 
 def _ksm(raw: Mapping[str, Raw]) -> Derived:
-    yield "ksm_zero_insns_per_gib", "instructions", raw["ksm"]["zero_insns_per_gib"]
+    yield "ksm_zero_insns_per_gib", RUN_NS, raw["ksm"]["zero_insns_per_gib"]
     yield "ksm_zero_seconds_per_gib", "s", raw["ksm"]["zero_seconds_per_gib"]
 
 
@@ -158,6 +182,6 @@ def _vms(raw: Mapping[str, Raw]) -> Derived:
     vms = raw["vms"]
     yield "vms_1000_kib_a_vm", "KiB", vms["kib_a_vm"]
     for count in ("1", "1000"):
-        yield f"vms_{count}_ring_setup_insns", "instructions", vms[f"ring_setup_{count}_insns"]
-        yield f"vms_{count}_drain_insns_b32", "instructions", vms[f"drain_{count}_b32"]
-        yield f"vms_{count}_exit_ring_empty_insns", "instructions", vms[f"exit_ring_empty_{count}"]
+        yield f"vms_{count}_ring_setup_insns", RUN_NS, vms[f"ring_setup_{count}_insns"]
+        yield f"vms_{count}_drain_insns_b32", TICKS, vms[f"drain_{count}_b32"]
+        yield f"vms_{count}_exit_ring_empty_insns", TICKS, vms[f"exit_ring_empty_{count}"]

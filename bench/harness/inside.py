@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,6 +18,9 @@ from vm.host import insert_host_modules
 
 BINARIES = Path("/src/kvm-dlh/build/bin")
 TRACING = Path("/sys/kernel/tracing")
+RESULTS = Path("/results")
+# Set by bench/run --profile: a case does once what is to be looked at, and ends.
+PROFILING = "BENCH_PROFILE" in os.environ
 # What a guest asks the host for, beside hypercalls, of which KVM's own counter has all.
 ASKED = ("kvm/kvm_pio", "kvm/kvm_mmio")
 
@@ -23,6 +28,19 @@ ASKED = ("kvm/kvm_pio", "kvm/kvm_mmio")
 def figure(name: str, value: float) -> None:
     """Says what was measured."""
     print(f"figure {name} {value:.6g}" if isinstance(value, float) else f"figure {name} {value}", flush=True)
+
+
+@contextmanager
+def profiled() -> Iterator[None]:
+    """What is done meanwhile is what bench/run --profile shows."""
+    if PROFILING:
+        (RESULTS / "kallsyms").write_text(Path("/proc/kallsyms").read_text())
+        print("profile begin", flush=True)
+        while not (RESULTS / "profiling").exists():
+            time.sleep(0.05)
+    yield
+    if PROFILING:
+        print("profile end", flush=True)
 
 
 def vmm(*arguments: str) -> dict[str, float]:
@@ -38,6 +56,21 @@ def insert(*modules: str) -> None:
         insert_host_modules()
     for module in modules:
         subprocess.run(["insmod", f"/src/kvm-dlh/build/modules/{module}.ko"], check=True)
+
+
+def idle_waits() -> list[int]:
+    """How long entries waited that a guest wrote right before it halted, in ticks of the time-stamp counter."""
+    (TRACING / "trace_clock").write_text("x86-tsc")
+    event = TRACING / "events/kvm_dlh/kvm_dlh_guest_event/enable"
+    event.write_text("1")
+    try:
+        offset = int(vmm("idle")["tsc_offset"])
+        text = (TRACING / "trace").read_text()
+    finally:
+        event.write_text("0")
+        (TRACING / "trace_clock").write_text("local")
+    found = re.findall(r" (\d+): kvm_dlh_guest_event: .* payload 0x(\w+) ", text)
+    return [int(executed) + offset - int(written, 16) for executed, written in found]
 
 
 def executed(pid: int) -> int:

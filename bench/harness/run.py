@@ -5,27 +5,32 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vm.beside import Room, run_all
 from vm.machine import REPOSITORY, Machine, Options
 
 from . import figures, report
+from .profile import Profiler
 
 CASES = REPOSITORY / "bench/cases"
 LOGS = REPOSITORY / "build/bench"
 RESULTS = REPOSITORY / "bench/results.json"
-# Far more than any takes; a guest that the emulation loses stands still, or spins, for ever.
-TIMEOUT_S = 240
+TIMEOUT_S = 1200
+ALL_MINUTES = 40
+# Each says how far it is more often; a guest that the emulation loses stands still, or spins, for ever.
+SILENCE_S = 100
 ATTEMPTS = 4
-_HEADER = re.compile(r"^# (mem|variants): (.*)$", re.MULTILINE)
+_HEADER = re.compile(r"^# (mem|smp|append|variants): (.*)$", re.MULTILINE)
 _print_lock = threading.Lock()
 
 
@@ -41,29 +46,43 @@ class Run:
     @property
     def key(self) -> str:
         """Under what its figures are kept."""
-        return f"{self.case}/{self.variant}" if self.variant else self.case
+        parts = ("" if self.options.icount else figures.WALL, self.case, self.variant)
+        return "/".join(part for part in parts if part)
 
     @property
     def name(self) -> str:
         return f"{self.key.replace('/', '-')}-{self.repeat}"
 
 
-def plan(names: list[str], repeats: int) -> list[Run]:
-    """All runs of the cases that are named, or of all."""
+def plan(names: list[str], repeats: int, wall: bool) -> list[Run]:
+    """All runs of the cases that are named, or of all; by the clock as well, if that means something here."""
     known = {path.stem: path for path in sorted(CASES.glob("*.py"))}
     if unknown := [name for name in names if name.partition("/")[0] not in known]:
         sys.exit(f"no benchmark {' '.join(unknown)}; there are {' '.join(known)}")
     runs = []
     for case, _, only in (name.partition("/") for name in dict.fromkeys(names or known)):
         header = dict(_HEADER.findall(known[case].read_text()))
-        options = Options(smp=1, icount=True, mem=header["mem"], timeout=TIMEOUT_S)
-        for repeat in range(repeats):
-            variants = header.get("variants", "").split() or [""]
-            if only and only not in variants:
-                sys.exit(f"{case} has no variant {only}; there are {' '.join(variants) or 'none'}")
-            variants = [only] if only else variants
-            runs += [Run(case, variant, repeat, options) for variant in variants]
+        variants = header.get("variants", "").split() or [""]
+        if only and only not in variants:
+            sys.exit(f"{case} has no variant {only}; there are {' '.join(variants) or 'none'}")
+        counted = Options(
+            smp=int(header.get("smp", 1)),
+            icount=True,
+            mem=header["mem"],
+            append=header.get("append", ""),
+            timeout=TIMEOUT_S,
+            silence=SILENCE_S,
+        )
+        for options in (counted, replace(counted, icount=False))[: 1 + wall]:
+            for repeat in range(repeats):
+                runs += [Run(case, variant, repeat, options) for variant in ([only] if only else variants)]
     return list(dict.fromkeys(runs))
+
+
+def real_virtualisation() -> bool:
+    """Whether the host under test runs on a CPU, with guests of its own: only then does time mean something."""
+    run = subprocess.run([REPOSITORY / "tools/accel"], check=True, capture_output=True, text=True)
+    return run.stdout.strip() == "kvm"
 
 
 def say(text: str) -> None:
@@ -81,6 +100,10 @@ def execute(run: Run) -> dict[str, float]:
     return {}
 
 
+def command(run: Run) -> str:
+    return f"PYTHONPATH=/src/kvm-dlh/selftests:/src/kvm-dlh/bench python3 bench/cases/{run.case}.py {run.variant}"
+
+
 def _execute_once(run: Run) -> tuple[dict[str, float], bool]:
     """What a run has measured; whether another attempt may go better, if nothing: not if the host's log has something."""
     measured: dict[str, float] = {}
@@ -93,14 +116,24 @@ def _execute_once(run: Run) -> tuple[dict[str, float], bool]:
             say(f"{run.name}: {text}")
 
     machine = Machine(LOGS / run.name, run.options)
-    path = f"PYTHONPATH=/src/kvm-dlh/selftests:/src/kvm-dlh/bench python3 bench/cases/{run.case}.py {run.variant}"
-    outcome = machine.run(path, line)
+    outcome = machine.run(command(run), line)
     if not outcome.good():
         found = [str(finding) for findings in outcome.findings.values() for finding in findings]
         say("\n".join((f"{run.name}: FAILED", outcome.problem, *found, machine.log_tails(10))))
         return {}, machine.kernel_log not in outcome.findings
     say(f"{run.name}: {len(measured)} figures in {outcome.seconds:.0f} s")
     return measured, False
+
+
+def show_profile(run: Run, millions: int) -> int:
+    """Runs what a case has to look at, and says where its instructions go."""
+    profiler = Profiler(LOGS / f"profile-{run.name}", replace(run.options, silence=math.inf), millions * 1_000_000)
+    outcome = profiler.machine.run(f"BENCH_PROFILE=1 {command(run)}", lambda text: profiler.line(text) or say(text))
+    if not outcome.good():
+        say(f"FAILED: {outcome.problem}\n{profiler.machine.log_tails(10)}")
+        return 1
+    say(profiler.report())
+    return 0
 
 
 def environment() -> dict[str, str]:
@@ -115,45 +148,82 @@ def environment() -> dict[str, str]:
     return {"kernel": os.environ["KREL"], "qemu": found[1] if found else "", "commit": commit}
 
 
+class Results:
+    """bench/results.json: what was measured, now and before, and what is derived from it."""
+
+    def __init__(self, runs: list[Run]) -> None:
+        kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        self.environment = environment()
+        self.raw: dict[str, list[dict[str, float]]] = kept.get("raw", {})
+        self.commits: dict[str, str] = kept.get("commits", {})
+        self._repeats = Counter(run.key for run in runs)
+        self._lock = threading.Lock()
+
+    def add(self, run: Run, measured: dict[str, float]) -> None:
+        """Keeps what a run has measured, in place of what there was from before. Also if that is nothing: figures
+        are derived from what belongs together."""
+        with self._lock:
+            if run.key in self._repeats:
+                self.raw[run.key] = [{} for _ in range(self._repeats.pop(run.key))]
+                self.commits[run.key] = self.environment["commit"]
+            self.raw[run.key][run.repeat] = measured
+            self._write()
+
+    def _write(self) -> None:
+        derived = {name: figure.as_json() for name, figure in self.figures().items()}
+        what = {"environment": self.environment, "commits": self.commits, "figures": derived, "raw": self.raw}
+        RESULTS.write_text(json.dumps(what, indent=1) + "\n")
+
+    def figures(self) -> dict[str, figures.Figure]:
+        return figures.derive_all(self.raw)
+
+    def report(self) -> str:
+        """Renews docs/performance.md, if everything is there; says whether it was."""
+        if len(set(self.commits.values())) > 1:
+            return f"docs/performance.md is not renewed: measured at different commits, {self.commits}"
+        repeats = str(min(map(len, self.raw.values())))
+        if missing := report.write(self.figures(), {**self.environment, "repeats": repeats}):
+            return f"docs/performance.md is not renewed, missing: {' '.join(missing)}"
+        return "docs/performance.md and its charts are renewed"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench/run", description="Runs the benchmarks.")
     parser.add_argument("--repeats", type=int, default=3, help="how often each is run (3)")
     parser.add_argument("--cpus", type=int, default=0, help="how many processors to use (all)")
+    parser.add_argument("--wall", action="store_true", help="by the clock, too: the default where KVM is real")
+    parser.add_argument("--profile", action="store_true", help="show where the instructions of a case go, instead")
+    parser.add_argument("--millions", type=int, default=50, help="of instructions to look at at most (50)")
     parser.add_argument("case", nargs="*", metavar="name", help="names, as in bench/cases, with or without /variant")
     arguments = parser.parse_args()
-    runs = plan(arguments.case, arguments.repeats)
-    print(f"{len(runs)} runs; all benchmarks take about 40 minutes on two CPUs", flush=True)
+    runs = plan(arguments.case, arguments.repeats, arguments.wall or real_virtualisation())
+    if arguments.profile:
+        if len({run.key for run in runs}) != 1:
+            parser.error("--profile takes one benchmark, and one of its variants")
+        return show_profile(runs[0], arguments.millions)
+    print(f"{len(runs)} runs; all benchmarks take about {ALL_MINUTES} minutes on two CPUs", flush=True)
     started = time.monotonic()
-    outcomes = run_all(runs, Room.here(arguments.cpus), execute)
-    failed = [run.name for run, outcome in zip(runs, outcomes, strict=True) if not outcome]
+    results = Results(runs)
+    failed: list[str] = []
+    left = len(runs)
 
-    kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    here = environment()
-    raw: dict[str, list[dict[str, float]]] = kept.get("raw", {})
-    commits: dict[str, str] = kept.get("commits", {})
-    for key in dict.fromkeys(run.key for run in runs):
-        # One that failed keeps its place: figures are derived from what belongs together.
-        all_repeats = [outcome for run, outcome in zip(runs, outcomes, strict=True) if run.key == key]
-        if any(all_repeats):
-            raw[key], commits[key] = all_repeats, here["commit"]
-    results = {"environment": here, "commits": commits, "figures": {}, "raw": raw}
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    derived = figures.derive_all(raw)
-    results["figures"] = {name: figure.as_json() for name, figure in derived.items()}
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    for name, figure in derived.items():
+    def measure(run: Run) -> None:
+        nonlocal left
+        measured = execute(run)
+        results.add(run, measured)
+        if not measured:
+            failed.append(run.name)
+        left -= 1
+        say(f"# {time.monotonic() - started:.0f} s, {left} of {len(runs)} runs left")
+
+    run_all(runs, Room.here(arguments.cpus), measure)
+    for name, figure in results.figures().items():
         print(f"{name} {figure}")
     print(f"# {time.monotonic() - started:.0f} s, all of it in {RESULTS.relative_to(REPOSITORY)}")
     if failed:
         print(f"# FAILED: {' '.join(failed)}")
         return 1
-    here["repeats"] = str(min(map(len, raw.values())))
-    if len(set(commits.values())) > 1:
-        print(f"# docs/performance.md is not renewed: measured at different commits, {commits}")
-    elif missing := report.write(derived, here):
-        print(f"# docs/performance.md is not renewed, missing: {' '.join(missing)}")
-    else:
-        print("# docs/performance.md and its charts are renewed")
+    print(f"# {results.report()}")
     return 0
 
 

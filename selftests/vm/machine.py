@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import itertools
+import math
 import os
 import shlex
 import shutil
@@ -34,7 +35,10 @@ class Options:
     smp: int = 2
     mem: str = "6G"
     icount: bool = False
+    """Whether instructions are counted as time, on all CPUs together."""
     timeout: float = 300.0
+    silence: float = math.inf
+    """Seconds without a line of output after which it is given up."""
     suspend: bool = False
     """Whether L1's devices outlive being suspended (not hibernation, that resets them)."""
     one_thread: bool = False
@@ -102,7 +106,7 @@ class Machine:
             log.flush()
             qemu = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         try:
-            timed_out = self._follow(qemu, started + self.options.timeout, on_line)
+            given_up = self._follow(qemu, started + self.options.timeout, on_line)
         finally:
             if qemu.poll() is None:
                 qemu.kill()
@@ -113,8 +117,8 @@ class Machine:
             outcome.status = int(status.read_text())
         if not (self.share / "booted").exists():
             outcome.problem = "did not boot"
-        elif timed_out:
-            outcome.problem = f"timed out after {self.options.timeout:.0f} s"
+        elif given_up:
+            outcome.problem = f"given up after {outcome.seconds:.0f} s"
         elif outcome.status is None:
             outcome.problem = f"ended without an exit status (QEMU's was {qemu.returncode})"
         for path in (self.kernel_log, *sorted(self.share.glob("guest*.log"))):
@@ -135,19 +139,21 @@ class Machine:
         return "\n".join(parts)
 
     def _follow(self, qemu: subprocess.Popen[bytes], deadline: float, on_line: Callable[[str], None]) -> bool:
-        """Passes on the output until QEMU ends; True if the time was up before, or L1 has not booted."""
-        rest = b""
+        """Passes on the output until QEMU ends; True if the time was up before, or L1 has not booted or is silent."""
+        rest, last = b"", time.monotonic()
         boot_deadline = time.monotonic() + BOOT_SECONDS
         with self.output_log.open("rb") as output:
             while True:
                 # In this order: what was written before the end is still read.
                 ended = qemu.poll() is not None
-                rest += output.read()
+                now = time.monotonic()
+                if new := output.read():
+                    rest, last = rest + new, now
                 *complete, rest = rest.split(b"\n")
                 for line in complete:
                     on_line(line.decode(errors="replace"))
-                hung = time.monotonic() > boot_deadline and not (self.share / "booted").exists()
-                if ended or hung or time.monotonic() > deadline:
+                hung = now > boot_deadline and not (self.share / "booted").exists()
+                if ended or hung or now > min(deadline, last + self.options.silence):
                     if rest:
                         on_line(rest.decode(errors="replace"))
                     return not ended
@@ -166,11 +172,10 @@ class Machine:
         accel = subprocess.run(
             [REPOSITORY / "tools/accel"], check=True, capture_output=True, text=True
         ).stdout.strip()
-        smp = options.smp
         command_line = "console=ttyS0 loglevel=8 panic=-1 oops=panic"
         if options.icount:
-            # Instruction counts need one vCPU, one thread, and the kernel at the same place.
-            smp, accel_options = 1, ["-accel", "tcg,thread=single", "-icount", "shift=0", "-cpu", "EPYC"]
+            # Instruction counts need one thread, and the kernel at the same place.
+            accel_options = ["-accel", "tcg,thread=single", "-icount", "shift=0", "-cpu", "EPYC"]
             command_line += " nokaslr"
         elif accel == "kvm":
             accel_options = ["-accel", "kvm", "-cpu", "host"]
@@ -199,7 +204,7 @@ class Machine:
             "qemu-system-x86_64",
             *("-M", "q35", "-nodefaults", "-display", "none", "-no-reboot", "-run-with", "exit-with-parent=on"),
             *accel_options,
-            *("-smp", str(smp), "-m", options.mem),
+            *("-smp", str(options.smp), "-m", options.mem),
             *("-kernel", str(self.kernel / "vmlinuz"), "-initrd", str(initramfs)),
             *("-append", f"{command_line} {options.append}".strip()),
             *("-serial", f"file:{self.kernel_log}"),

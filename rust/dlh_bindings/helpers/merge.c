@@ -71,33 +71,56 @@ bool dlh_mm_has_pinned(struct mm_struct *mm)
 	return mm_flags_test(MMF_HAS_PINNED, mm);
 }
 
+/* Gives back the pages that were looked at, one folio at a time. Returns how many are before the first pinned. */
+static unsigned long count_unpinned(struct page **pages, unsigned long found)
+{
+	unsigned long i, next, unpinned = 0;
+
+	for (i = 0; i < found; i = next) {
+		struct folio *folio = page_folio(pages[i]);
+
+		for (next = i + 1; next < found && page_folio(pages[next]) == folio; next++)
+			;
+		if (unpinned == i && !folio_maybe_dma_pinned(folio))
+			unpinned = next;
+		folio_put_refs(folio, next - i);
+	}
+	return unpinned;
+}
+
 /*
  * How many bytes from start on, at most bytes, are not pinned; the page after them is, or may be. Only
  * pages that are present are looked at, each first of page_bytes, nothing is faulted in: a pinned page is
  * never unmapped for migration or swap. The caller holds the mmap lock, and the VMA may be read: then
  * -EFAULT says that nothing is there. Not the fast variant: that one fails on pages that are present, for
  * a PROT_NONE of NUMA balancing or a concurrent change. The remote one, which no protection key stops.
+ * Many at a time: finding the VMA for each of them costs more than all the rest.
  */
 unsigned long dlh_unpinned_bytes(struct mm_struct *mm, unsigned long start, unsigned long bytes,
 				 unsigned long page_bytes)
 {
-	unsigned long i;
+	unsigned long done = 0;
 
-	for (i = 0; i < bytes; i += page_bytes) {
-		struct page *page;
-		bool pinned;
-		long found = get_user_pages_remote(mm, start + i, 1, FOLL_NOFAULT, &page, NULL);
+	while (done < bytes) {
+		struct page *pages[64];
+		unsigned long wanted = 1, unpinned;
+		long found;
 
-		if (found == -EFAULT)
+		if (page_bytes == PAGE_SIZE)
+			wanted = min(ARRAY_SIZE(pages), (bytes - done) / PAGE_SIZE);
+		found = get_user_pages_remote(mm, start + done, wanted, FOLL_NOFAULT, pages, NULL);
+		if (found == -EFAULT) {
+			done += page_bytes;
 			continue;
-		if (found != 1)
+		}
+		if (found <= 0)
 			break;
-		pinned = folio_maybe_dma_pinned(page_folio(page));
-		put_page(page);
-		if (pinned)
+		unpinned = count_unpinned(pages, found);
+		done += unpinned * page_bytes;
+		if (unpinned < found)
 			break;
 	}
-	return min(i, bytes);
+	return min(done, bytes);
 }
 
 /*

@@ -54,6 +54,8 @@ global_asm!(
     ".globl dlh_guest_sample_wait",
     ".hidden dlh_guest_sample_exit",
     ".globl dlh_guest_sample_exit",
+    ".hidden dlh_guest_sample_idle",
+    ".globl dlh_guest_sample_idle",
     ".hidden dlh_guest_user",
     ".globl dlh_guest_user",
     ".hidden dlh_guest_user_hypercall",
@@ -321,6 +323,19 @@ global_asm!(
     "    jnz 2b",
     "    jmp dlh_guest_server",
     //
+    // sample_idle: R14 times, fills one slot of the ring (as flood does), with the time-stamp counter as its
+    // first argument, and halts.
+    "dlh_guest_sample_idle:",
+    "    rdtsc",
+    "    shl rdx, 32",
+    "    lea r10, [rax + rdx]",
+    "    dlh_fill_slot",
+    "    mov [rdi], r8d",
+    "    hlt",
+    "    dec r14",
+    "    jnz dlh_guest_sample_idle",
+    "    jmp dlh_guest_server",
+    //
     // user: goes to R14 at CPL 3, with IOPL 3 so that the code there can use the port.
     "dlh_guest_user:",
     "    mov r13, rsp",
@@ -375,6 +390,7 @@ mod label {
         pub(super) static dlh_guest_measure_store: u8;
         pub(super) static dlh_guest_sample_wait: u8;
         pub(super) static dlh_guest_sample_exit: u8;
+        pub(super) static dlh_guest_sample_idle: u8;
         pub(super) static dlh_guest_user: u8;
         pub(super) static dlh_guest_user_hypercall: u8;
         pub(super) static dlh_guest_smi: u8;
@@ -401,6 +417,7 @@ pub(crate) enum Code {
     MeasureStore,
     SampleWait,
     SampleExit,
+    SampleIdle,
     User,
     UserHypercall,
     Smi,
@@ -426,6 +443,7 @@ impl Code {
             Code::MeasureStore => &raw const label::dlh_guest_measure_store,
             Code::SampleWait => &raw const label::dlh_guest_sample_wait,
             Code::SampleExit => &raw const label::dlh_guest_sample_exit,
+            Code::SampleIdle => &raw const label::dlh_guest_sample_idle,
             Code::User => &raw const label::dlh_guest_user,
             Code::UserHypercall => &raw const label::dlh_guest_user_hypercall,
             Code::Smi => &raw const label::dlh_guest_smi,

@@ -63,7 +63,13 @@ enum Command {
         /// Rounds of a loop that the guest is busy for at most between two entries.
         #[arg(long, default_value_t = 2_000_000)]
         spin: u64,
+        /// How many entries.
+        #[arg(long, default_value_t = 1000)]
+        samples: u64,
     },
+    /// Run a guest that traces its time-stamp counter and halts, again and again: for something that reads the
+    /// host's trace, see bench/cases/latency.py.
+    Idle,
     /// Measure how long exits take while a guest floods its ring.
     Drains,
     /// Measure what taking memory back costs the host, by reports and by madvise; with ksm_bridge.ko.
@@ -112,7 +118,8 @@ fn main() -> ExitCode {
         Command::Measure { batch, laps, .. } => {
             batch.map_or_else(measure::measure, |batch| measure::repeat(batch, laps))
         }
-        Command::Latency { spin } => samples::latency(spin),
+        Command::Latency { spin, samples } => samples::latency(spin, samples),
+        Command::Idle => samples::idle(),
         Command::Drains => samples::drains(),
         Command::Reclaim { laps } => laps.map_or_else(reclaim::reclaim, reclaim::repeat),
         Command::Herd { count, rings } => herd::herd(count, rings),

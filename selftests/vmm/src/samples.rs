@@ -8,23 +8,25 @@ use std::sync::atomic::Ordering;
 use dlh_abi::{Call, Operation};
 
 use crate::{
-    ktap::Result,
+    ktap::{failed, Result},
     ring::{Ring, NOP},
     vm::{Vm, VmConfig, BASE},
 };
 
 /// Samples of a distribution: enough for its 99th percentile.
 const SAMPLES: u64 = 1000;
+/// What there is room for.
+const MOST_SAMPLES: u64 = 4096;
 /// Where the guest puts them.
 const PLACE: u64 = BASE + 0x20_0000;
 /// What costs the host the most of what is built in, where nobody listens to it: it looks at the clock.
 const TRACE: Call = Call { op: Operation::TRACE, arg: [1, 2] };
 
 /// What the guest has stored, ascending.
-fn collect(vm: &Vm) -> Result<Vec<u64>> {
+fn collect(vm: &Vm, samples: u64) -> Result<Vec<u64>> {
     let (memory, offset) = vm.memory_at(PLACE)?;
     let word = |i: u64| memory.word(offset + 8 * i as usize).load(Ordering::SeqCst);
-    let mut all: Vec<u64> = (0..SAMPLES).map(word).collect();
+    let mut all: Vec<u64> = (0..samples).map(word).collect();
     all.sort_unstable();
     Ok(all)
 }
@@ -36,16 +38,42 @@ fn print(name: &str, sorted: &[u64]) {
     println!("{name}_max {}", at(1000));
 }
 
-/// Prints how long an entry waits for a guest that does not exit by itself, in ticks. `spin`: rounds that it is
-/// busy for at most before the next one.
-pub(crate) fn latency(spin: u64) -> Result<()> {
+/// Prints how long an entry waits for a guest that does not exit by itself, in ticks: `samples` of them. `spin`:
+/// rounds that it is busy for at most before the next one.
+pub(crate) fn latency(spin: u64, samples: u64) -> Result<()> {
+    if !(1..=MOST_SAMPLES).contains(&samples) {
+        return failed(format!("{samples} samples: must be 1 to {MOST_SAMPLES}"));
+    }
     let mut vm = Vm::new(VmConfig::default())?;
     let mut ring = Ring::set_up(&mut vm, 0, BASE, 1024, 0)?;
     // The golden ratio: so they begin at all times between two exits, evenly.
     let step = spin * 618 / 1000 + 7;
-    vm.vcpus[0].sample_waits(&mut ring, &NOP, (PLACE, SAMPLES), (step, spin))?;
-    print("wait", &collect(&vm)?);
+    vm.vcpus[0].sample_waits(&mut ring, &NOP, (PLACE, samples), (step, spin))?;
+    print("wait", &collect(&vm, samples)?);
+    println!("tsc_khz {}", vm.vcpus[0].tsc_khz()?);
     Ok(())
+}
+
+/// A guest that has the host trace an event and halts, again and again: the event's first word is the guest's
+/// time-stamp counter when it wrote it. Prints how far that is ahead of the host's.
+pub(crate) fn idle() -> Result<()> {
+    let mut vm = Vm::new(VmConfig::default())?;
+    let mut ring = Ring::set_up(&mut vm, 0, BASE, 1024, 0)?;
+    println!("tsc_offset {}", tsc_offset()?);
+    vm.vcpus[0].sample_idle(&mut ring, &TRACE, SAMPLES)
+}
+
+/// What KVM says of the only vCPU of this process.
+fn tsc_offset() -> Result<i64> {
+    let mine = format!("{}-", std::process::id());
+    for vm in std::fs::read_dir("/sys/kernel/debug/kvm")? {
+        let vm = vm?;
+        if vm.file_name().to_string_lossy().starts_with(&mine) {
+            let offset = std::fs::read_to_string(vm.path().join("vcpu0/tsc-offset"))?;
+            return offset.trim().parse().map_err(|e| format!("tsc-offset {offset:?}: {e}").into());
+        }
+    }
+    failed("debugfs does not know this VM")
 }
 
 /// Prints how long an exit takes, in ticks: with an empty ring, and with one that a guest floods.
@@ -58,7 +86,8 @@ pub(crate) fn drains() -> Result<()> {
         ("exit_flood_trace", &TRACE, 4096),
     ] {
         vm.vcpus[0].sample_exits(&mut ring, call, (PLACE, SAMPLES), batch)?;
-        print(name, &collect(&vm)?);
+        print(name, &collect(&vm, SAMPLES)?);
     }
+    println!("tsc_khz {}", vm.vcpus[0].tsc_khz()?);
     Ok(())
 }

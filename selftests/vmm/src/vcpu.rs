@@ -438,6 +438,17 @@ impl Vcpu {
         self.sample(Code::SampleExit, ring, call, (place, samples), (batch, 0))
     }
 
+    /// Has the guest fill one slot and halt, again and again, `samples` times. The first argument of each
+    /// entry is the time-stamp counter just before.
+    pub(crate) fn sample_idle(&mut self, ring: &mut Ring, call: &Call, samples: u64) -> Result<()> {
+        self.sample(Code::SampleIdle, ring, call, (0, samples), (0, 0))
+    }
+
+    /// How many ticks its time-stamp counter makes in a millisecond.
+    pub(crate) fn tsc_khz(&self) -> Result<u32> {
+        Ok(self.fd.get_tsc_khz()?)
+    }
+
     fn sample(
         &mut self,
         code: Code,
