@@ -18,7 +18,7 @@ def ksmd() -> int:
     return next(int(comm.parent.name) for comm in Path("/proc").glob("[0-9]*/comm") if comm.read_text() == "ksmd\n")
 
 
-with Variant.parse("none").guest(256, "init_on_free=1") as guest:
+with Variant.parse("none-0").guest(256, "init_on_free=1") as guest:
     quiet(guest)
     if not hold(guest, MIB):
         raise RuntimeError(f"the guest has no {MIB} MiB")

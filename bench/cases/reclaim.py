@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0
 # mem: 3G
-# variants: none dlh-9 dlh-4 dlh-0 balloon-9 balloon-4 balloon-0
+# variants: none-9 none-4 none-0 dlh-9 dlh-4 dlh-0 balloon-9 balloon-4 balloon-0
 """A Linux guest frees memory, which comes back to the host: exits, instructions of host and guest, and how soon.
 
-What is printed is all that happens in a window of fixed length, in which the guest frees memory and is idle then;
-`none` says what that takes without reports.
+What is freed lies in pieces of the order that is reported, between as many that stay in use. What is printed is all
+that happens in a window of fixed length, in which the guest frees memory and is idle then; `none` says what that
+takes without reports.
 """
 
 import subprocess
@@ -16,22 +17,39 @@ from harness.reporters import Variant
 from vm.guest import Guest
 from vm.memory import hold, let_go
 
+# A guest's tmpfs takes half of its memory.
+GUEST_MIB = 640
 MIB = 32 if PROFILING else 256
-WINDOW_S = 4 if PROFILING else 12
+WINDOW_S = 4 if PROFILING else 20
+# KiB that are free and in use by turns. Blocks of order 9 are aligned, runs are not.
+RUN_KIB = {9: 8192, 4: 64, 0: 4}
+FILE = "/tmp/held"
 
 
 def free_some(guest: Guest, take_back: bool) -> list[tuple[float, float]]:
-    """The guest frees what it holds; (seconds, footprint in KiB) until the end of the window."""
+    """The guest frees half of what it holds; (seconds, footprint in KiB) until the end of the window."""
     end = time.monotonic() + WINDOW_S
     let_go(guest)
     return sample(lambda: float(guest.rss_kib()), lambda: time.monotonic() > end, 0.05 if take_back else WINDOW_S)
+
+
+def hold_some(guest: Guest, order: int) -> None:
+    """The guest holds memory, and nothing is left over of what was before."""
+    guest.check(f"rm -f {FILE}")
+    quiet(guest)
+    if not hold(guest, MIB, f"holes {FILE} --run-kib {RUN_KIB[order]}"):
+        raise RuntimeError(f"the guest has no {MIB} MiB")
+    quiet(guest, 1)
+    print(f"{MIB} MiB are in use", flush=True)
 
 
 variant = Variant.parse(sys.argv[1])
 if variant.reporter == "none" and not PROFILING:
     # How much is counted for an entry of a guest that does next to nothing between two exits.
     with GuestInstructions() as counter:
-        with subprocess.Popen([BINARIES / "dlh-vmm", "measure", "--exits", "20000"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as run:
+        with subprocess.Popen(
+            [BINARIES / "dlh-vmm", "measure", "--exits", "20000"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        ) as run:
             counted, entries = 0, 0
             while run.poll() is None:
                 counted, entries = counter.count(run.pid)
@@ -39,37 +57,31 @@ if variant.reporter == "none" and not PROFILING:
     figure("entry_insns", counted / entries)
 if variant.reporter == "dlh":
     insert()
-with variant.guest(512) as guest:
+with variant.guest(GUEST_MIB) as guest:
     print("the guest is up", flush=True)
-    quiet(guest)
-    for traced in (False, True):
-        if not hold(guest, MIB):
-            raise RuntimeError(f"the guest has no {MIB} MiB")
-        quiet(guest, 1)
-        full = guest.rss_kib()
-        if traced:
-            with GuestInstructions() as counter:
-                before = (*counter.count(guest.pid), counter.asked(guest.pid) + guest.kvm_stat("hypercalls"))
-                free_some(guest, False)
-                after = (*counter.count(guest.pid), counter.asked(guest.pid) + guest.kvm_stat("hypercalls"))
-            for name, old, new in zip(("guest_insns", "guest_entries", "asked_exits"), before, after, strict=True):
-                figure(name, new - old)
-            break
-        exits = guest.kvm_stat("exits")
-        before_ns = executed(guest.pid)
-        with profiled():
-            footprint = free_some(guest, True)
-        if PROFILING:
-            break
-        figure("all_insns", executed(guest.pid) - before_ns)
-        figure("all_exits", guest.kvm_stat("exits") - exits)
-        low = min(kib for _, kib in footprint)
-        figure("back_mib", (full - low) / 1024)
-        if variant.reporter != "none":
-            if full - low < MIB * 512:
-                raise RuntimeError(f"only {(full - low) / 1024:.0f} of {MIB} MiB have come back")
-            for percent in (50, 99):
-                goal = full - (full - low) * percent / 100
-                figure(f"seconds_p{percent}", next(seconds for seconds, kib in footprint if kib <= goal))
-        # Between two measurements nothing is to be left over of the first.
-        quiet(guest)
+    hold_some(guest, variant.order)
+    if PROFILING:
+        with profiled(guest):
+            free_some(guest, True)
+        sys.exit()
+
+    full, exits, before_ns = guest.rss_kib(), guest.kvm_stat("exits"), executed(guest.pid)
+    footprint = free_some(guest, variant.reporter != "none")
+    figure("all_insns", executed(guest.pid) - before_ns)
+    figure("all_exits", guest.kvm_stat("exits") - exits)
+    low = min(kib for _, kib in footprint)
+    figure("back_mib", (full - low) / 1024)
+    if variant.reporter != "none":
+        if full - low < MIB * 512 / 2:
+            raise RuntimeError(f"only {(full - low) / 1024:.0f} of {MIB / 2:.0f} MiB have come back")
+        for percent in (50, 99):
+            goal = full - (full - low) * percent / 100
+            figure(f"seconds_p{percent}", next(seconds for seconds, kib in footprint if kib <= goal))
+
+    hold_some(guest, variant.order)
+    with GuestInstructions() as counter:
+        before = (*counter.count(guest.pid), counter.asked(guest.pid) + guest.kvm_stat("hypercalls"))
+        free_some(guest, False)
+        after = (*counter.count(guest.pid), counter.asked(guest.pid) + guest.kvm_stat("hypercalls"))
+    for name, old, new in zip(("guest_insns", "guest_entries", "asked_exits"), before, after, strict=True):
+        figure(name, new - old)

@@ -136,10 +136,10 @@ def _guest_insns(run: Raw, none: Raw) -> float:
 
 
 def _reclaim(raw: Mapping[str, Raw]) -> Derived:
-    none = raw["reclaim/none"]
-    idle_guest = _guest_insns(none, none)
-    for reporter in REPORTERS:
-        for order in ORDERS:
+    for order in ORDERS:
+        none = raw[f"reclaim/none-{order}"]
+        idle_guest = _guest_insns(none, none)
+        for reporter in REPORTERS:
             run, name = raw[f"reclaim/{reporter}-{order}"], f"{reporter}_o{order}"
             gib = run["back_mib"] / 1024
             guest = _guest_insns(run, none)
@@ -163,7 +163,7 @@ def _madvise(raw: Mapping[str, Raw]) -> Derived:
 
 
 def _churn(raw: Mapping[str, Raw]) -> Derived:
-    none = raw["churn/none"]
+    none = raw["churn/none-0"]
     for load in LOADS:
         yield f"refault_mean_rss_mib_{load}_none", "MiB", none[f"{load}_rss_mib"]
         for reporter in REPORTERS:

@@ -31,10 +31,15 @@ def figure(name: str, value: float) -> None:
 
 
 @contextmanager
-def profiled() -> Iterator[None]:
-    """What is done meanwhile is what bench/run --profile shows."""
+def profiled(guest: Guest | None = None) -> Iterator[None]:
+    """What is done meanwhile is what bench/run --profile shows. The guest's kernel must be where the host's is."""
     if PROFILING:
-        (RESULTS / "kallsyms").write_text(Path("/proc/kallsyms").read_text())
+        kallsyms = Path("/proc/kallsyms").read_text()
+        (RESULTS / "kallsyms").write_text(kallsyms)
+        if guest:
+            modules = guest.check("sed -n '/dlh_guest\\|balloon/p' /proc/kallsyms")
+            core = "".join(line for line in kallsyms.splitlines(keepends=True) if "[" not in line)
+            (RESULTS / "kallsyms.guest").write_text(core + modules)
         print("profile begin", flush=True)
         while not (RESULTS / "profiling").exists():
             time.sleep(0.05)

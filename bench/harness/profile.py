@@ -63,8 +63,9 @@ class Profiler:
         return text.startswith("profile ")
 
     def report(self) -> str:
-        """What was executed, by function, the most first; instructions of guests and processes in one line each."""
-        symbols = Symbols((self.machine.share / "kallsyms").read_text())
+        """What was executed, by function, the most first. All of it is left in the results, as `profile`."""
+        host, guest = (self.machine.share / name for name in ("kallsyms", "kallsyms.guest"))
+        symbols = {"host": Symbols(host.read_text()), "guest": Symbols(guest.read_text() if guest.exists() else "")}
         places: Counter[str] = Counter()
         for place, count in self._counts.items():
             address, flags = (int(part, 16) for part in place.split(b"/"))
@@ -72,14 +73,15 @@ class Profiler:
             if flags & _USER == _USER:
                 places[f"{where}: user mode"] += count
             elif address >> 63:
-                places[f"{where}: {symbols.name(address)}"] += count
+                places[f"{where}: {symbols[where].name(address)}"] += count
             else:
                 places[f"{where}: low addresses"] += count
         total = places.total()
-        lines = [f"{count:12,} {100 * count / total:5.1f} %  {name}\n" for name, count in places.most_common(_SHOWN)]
+        lines = [f"{count:12,} {100 * count / total:5.1f} %  {name}\n" for name, count in places.most_common()]
         # It knows Rust's names as well.
         shown = subprocess.run(["c++filt"], input="".join(lines), check=True, stdout=subprocess.PIPE, text=True).stdout
-        return f"{total:12,} instructions\n{shown}"
+        (self.machine.results / "profile").write_text(shown)
+        return "\n".join([f"{total:12,} instructions", *shown.splitlines()[:_SHOWN]])
 
     def _read(self) -> None:
         with self._log.open("rb") as log:

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple, Self
 from vm.driver import CHURN, DRIVER, EAGER
 from vm.guest import Guest
 
+from .inside import PROFILING
+
 
 class Variant(NamedTuple):
-    """none, or dlh or balloon with an order."""
+    """Who reports, dlh, balloon or none, and the order."""
 
     reporter: str
     order: int
@@ -18,14 +20,16 @@ class Variant(NamedTuple):
     @classmethod
     def parse(cls, name: str) -> Self:
         reporter, _, order = name.partition("-")
-        if reporter not in ("none", "dlh", "balloon") or (reporter == "none") != (order == ""):
+        if reporter not in ("none", "dlh", "balloon") or not order.isdigit():
             raise ValueError(f"{name} is no variant")
-        return cls(reporter, int(order or 0))
+        return cls(reporter, int(order))
 
     def guest(self, mib: int, append: str = "") -> Guest:
         """A guest that reports in this way, soon after pages are freed, whoever does it."""
         arguments: dict[str, Any] = {"mem": f"{mib}M", "binaries": [CHURN], "start": EAGER["start"]}
         arguments["append"] = f"{EAGER['append']} {append}"
+        if PROFILING:
+            arguments["append"] += " nokaslr"
         if self.reporter == "dlh":
             arguments["modules"] = [f"{DRIVER} order={self.order}"]
         if self.reporter == "balloon":

@@ -28,7 +28,7 @@ RESULTS = REPOSITORY / "bench/results.json"
 TIMEOUT_S = 1200
 ALL_MINUTES = 40
 # Each says how far it is more often; a guest that the emulation loses stands still, or spins, for ever.
-SILENCE_S = 100
+SILENCE_S = 60
 ATTEMPTS = 4
 _HEADER = re.compile(r"^# (mem|smp|append|variants): (.*)$", re.MULTILINE)
 _print_lock = threading.Lock()

@@ -32,10 +32,13 @@ LOCKED = Kind("private anonymous, locked", qemu=("-overcommit", "mem-lock=on"))
 KINDS = (ANONYMOUS, MEMFD_SHARED, MEMFD_PRIVATE, HUGETLBFS_SHARED, HUGETLBFS_PRIVATE, LOCKED)
 
 
-def hold(guest: Guest, mib: int) -> bool:
-    """Has a process of the guest use memory until `let_go`; whether it has all of it. Needs dlh-churn there."""
+def hold(guest: Guest, mib: int, how: str = "fill") -> bool:
+    """Has a process of the guest use memory until `let_go`; whether it has all of it. Needs dlh-churn there.
+
+    how: its command, without the amount; `holes` keeps half of it even then.
+    """
     guest.check("rm -f /tmp/go /tmp/filled && mkfifo /tmp/go")
-    guest.check(f"cat /tmp/go | dlh-churn fill --mib {mib} > /tmp/filled &")
+    guest.check(f"cat /tmp/go | dlh-churn {how} --mib {mib} > /tmp/filled &")
     return wait_until(lambda: guest.run("test -s /tmp/filled").status == 0, 60)
 
 

@@ -8,6 +8,8 @@
 //!
 //! `dlh-churn zeroes` looks whether fresh memory reads as zeroes, and leaves other things in it.
 //!
+//! `dlh-churn holes` frees memory in pieces of a size.
+//!
 //! `dlh-churn laps` takes memory and gives it back, as fast as it can, for the benchmarks.
 //!
 //! `dlh-churn fill` takes memory, touches all of it, keeps it until it is told to go by the end of its
@@ -16,14 +18,17 @@
 #![forbid(unsafe_code)]
 
 use std::{
+    fs::File,
     hint::black_box,
-    io::Read,
+    io::{self, Read, Write},
+    path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
 };
 
 use clap::{Parser, Subcommand};
+use rustix::fs::FallocateFlags;
 
 #[derive(Parser)]
 #[command(about = "Writes, waits and verifies: does the guest's memory keep what is written?")]
@@ -64,6 +69,18 @@ enum Command {
         laps: u64,
         /// MiB at a time; above 32, the C library takes them from the kernel each time.
         mib: usize,
+    },
+    /// Write a file, and punch every other run of pages out of it when standard input ends: on a tmpfs the memory
+    /// that is free then lies in pieces.
+    Holes {
+        /// The file; it stays.
+        file: PathBuf,
+        /// MiB.
+        #[arg(long)]
+        mib: u64,
+        /// KiB of a run.
+        #[arg(long)]
+        run_kib: u64,
     },
     /// Touch memory and keep it until standard input ends.
     Fill {
@@ -129,6 +146,26 @@ fn zeroes(mib: usize, until: Instant, sums: &Sums) {
     }
 }
 
+/// What the subcommand of that name does.
+fn holes(path: &Path, bytes: u64, run: u64) -> io::Result<()> {
+    if run == 0 || bytes % (2 * run) != 0 {
+        return Err(io::Error::other("the file is no multiple of two runs"));
+    }
+    let mut file = File::create(path)?;
+    // Page by page: so each is allocated by itself.
+    let page = vec![0x5a; PAGE_WORDS * size_of::<u64>()];
+    for _ in (0..bytes).step_by(page.len()) {
+        file.write_all(&page)?;
+    }
+    println!("filled {} MiB", bytes >> 20);
+    io::stdin().read_to_end(&mut Vec::new())?;
+    for at in (0..bytes).step_by(2 * run as usize) {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&file, flags, at, run)?;
+    }
+    Ok(())
+}
+
 /// Says what it came to, and ends the process.
 fn conclude(sums: &Sums) -> ! {
     let [laps, mib, wrong] = [&sums.laps, &sums.mib, &sums.mismatches].map(|n| n.load(Relaxed));
@@ -165,12 +202,18 @@ fn main() {
             }
             println!("nanoseconds {}", begin.elapsed().as_nanos());
         }
+        Command::Holes { file, mib, run_kib } => {
+            if let Err(error) = holes(&file, mib << 20, run_kib << 10) {
+                eprintln!("dlh-churn: {}: {error}", file.display());
+                std::process::exit(1);
+            }
+        }
         Command::Fill { mib } => {
             let memory: Vec<u64> = (0..mib * MIB_WORDS).map(|i| pattern(0, 0, i)).collect();
             println!("filled {} MiB", memory.len() / MIB_WORDS);
             let mut rest = Vec::new();
             // An error ends it just the same.
-            let _ = std::io::stdin().read_to_end(&mut rest);
+            let _ = io::stdin().read_to_end(&mut rest);
             drop(memory);
         }
     }
