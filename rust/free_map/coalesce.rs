@@ -13,6 +13,12 @@ pub fn coalesce(ranges: &mut [GfnRange]) -> usize {
     let mut kept = 0;
     for i in 0..ranges.len() {
         let new = ranges[i];
+        if kept == 0 || ranges[kept - 1].end() < new.start() {
+            // Mostly they come in order.
+            ranges[kept] = new;
+            kept += 1;
+            continue;
+        }
         // The runs that the new range touches: none that end before it, none that begin after it.
         let first = ranges[..kept].partition_point(|r| r.end() < new.start());
         let after = first + ranges[first..kept].partition_point(|r| r.start() <= new.end());

@@ -49,8 +49,6 @@ pub fn get(words: &[u64], page: u64) -> PageState {
 /// Sets the state of `pages`; those that there are no words for are left out. Returns how many were in
 /// which state before.
 pub fn set(words: &mut [u64], pages: Range<u64>, state: PageState) -> Census {
-    // The state in each of a word's pages.
-    let all = state as u64 * (u64::MAX / 3);
     let mut before = [0; 4];
     let mut page = pages.start;
     while page < pages.end {
@@ -58,19 +56,35 @@ pub fn set(words: &mut [u64], pages: Range<u64>, state: PageState) -> Census {
         let Some(word) = words.get_mut(word) else { break };
         let count = (PAGES_A_WORD - shift / 2).min(pages.end - page);
         let mask = (u64::MAX >> (64 - 2 * count)) << shift;
-        count_states(*word, mask, &mut before);
-        *word = (*word & !mask) | (all & mask);
+        count_states(*word, mask, count, PageState::from_bits(*word >> shift), &mut before);
+        *word = (*word & !mask) | (every(state) & mask);
         page += count;
     }
     before
+}
+
+/// A word with all of its pages in a state.
+const fn every(state: PageState) -> u64 {
+    state as u64 * (u64::MAX / 3)
 }
 
 const fn place(page: u64) -> (usize, u64) {
     ((page / PAGES_A_WORD) as usize, 2 * (page % PAGES_A_WORD))
 }
 
-/// Adds up how many of the pages that `mask` has both bits of are in which state.
-fn count_states(word: u64, mask: u64, census: &mut Census) {
+/// Adds up how many of the `count` pages that `mask` has both bits of are in which state. `first` is the state of
+/// the first of them.
+#[inline]
+fn count_states(word: u64, mask: u64, count: u64, first: PageState, census: &mut Census) {
+    if (word ^ every(first)) & mask == 0 {
+        // Mostly they are alike, and counting bits takes long without an instruction for it.
+        census[first as usize] += count;
+    } else {
+        count_each(word, mask, census);
+    }
+}
+
+fn count_each(word: u64, mask: u64, census: &mut Census) {
     const LOW: u64 = 0x5555_5555_5555_5555;
     let pages = mask & LOW;
     let (low, high) = (word, word >> 1);
