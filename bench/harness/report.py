@@ -55,8 +55,9 @@ def _all(figures: Figures) -> str:
     rows = []
     for name, figure in figures.items():
         low, high = number(min(figure.values)), number(max(figure.values))
-        rows.append((f"`{name}`", number(figure.median), low if low == high else f"{low} to {high}", figure.unit))
-    return _table(("figure", "median", "spread", "unit"), rows)
+        spread = low if low == high else f"{low} to {high}"
+        rows.append((f"`{name}`", number(figure.median), spread, str(len(figure.values)), figure.unit))
+    return _table(("figure", "median", "spread", "runs", "unit"), rows)
 
 
 def _reclaim_table(figures: Figures) -> str:

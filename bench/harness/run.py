@@ -181,8 +181,8 @@ class Results:
         """Renews docs/performance.md, if everything is there; says whether it was."""
         if len(set(self.commits.values())) > 1:
             return f"docs/performance.md is not renewed: measured at different commits, {self.commits}"
-        repeats = str(min(map(len, self.raw.values())))
-        if missing := report.write(self.figures(), {**self.environment, "repeats": repeats}):
+        here = {**self.environment, "commit": min(self.commits.values(), default="")}
+        if missing := report.write(self.figures(), here):
             return f"docs/performance.md is not renewed, missing: {' '.join(missing)}"
         return "docs/performance.md and its charts are renewed"
 
@@ -194,8 +194,12 @@ def main() -> int:
     parser.add_argument("--wall", action="store_true", help="by the clock, too: the default where KVM is real")
     parser.add_argument("--profile", action="store_true", help="show where the instructions of a case go, instead")
     parser.add_argument("--millions", type=int, default=50, help="of instructions to look at at most (50)")
+    parser.add_argument("--report", action="store_true", help="measure nothing: only write docs/performance.md anew")
     parser.add_argument("case", nargs="*", metavar="name", help="names, as in bench/cases, with or without /variant")
     arguments = parser.parse_args()
+    if arguments.report:
+        print(Results([]).report())
+        return 0
     runs = plan(arguments.case, arguments.repeats, arguments.wall or real_virtualisation())
     if arguments.profile:
         if len({run.key for run in runs}) != 1:
