@@ -297,8 +297,14 @@ impl Mapping {
         Ok(fd)
     }
 
-    /// Pins the memory as a registered buffer of a new io_uring, as if for DMA.
+    /// Pins all of the memory; see [`Mapping::pin_part`].
     pub(crate) fn pin(&self) -> io::Result<OwnedFd> {
+        self.pin_part(0, self.len)
+    }
+
+    /// Pins `len` bytes from `at` on as a registered buffer of a new io_uring, as if for DMA.
+    pub(crate) fn pin_part(&self, at: usize, len: usize) -> io::Result<OwnedFd> {
+        assert!(at + len <= self.len, "no part of the mapping");
         const REGISTER_BUFFERS: libc::c_long = 0;
         /// sizeof(struct io_uring_params)
         const PARAMS: usize = 120;
@@ -310,8 +316,10 @@ impl Mapping {
             checked(fd as i32)?;
             OwnedFd::from_raw_fd(fd as i32)
         };
-        let iovec = libc::iovec { iov_base: self.base.as_ptr().cast(), iov_len: self.len };
-        // SAFETY: One iovec that names this mapping; the ring is never asked to use it.
+        // SAFETY: Looked at above.
+        let part = unsafe { self.base.add(at) };
+        let iovec = libc::iovec { iov_base: part.as_ptr().cast(), iov_len: len };
+        // SAFETY: One iovec that names a part of this mapping; the ring is never asked to use it.
         checked(unsafe {
             libc::syscall(
                 libc::SYS_io_uring_register,

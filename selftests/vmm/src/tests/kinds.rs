@@ -3,6 +3,7 @@
 //! FREE_PAGES for every kind of memory that a VMM may give to a VM: released, or left alone and counted.
 
 use std::fs;
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -38,6 +39,7 @@ pub(super) fn cases() -> Vec<Case> {
         ("memory armed with userfaultfd is left alone", userfaultfd),
         ("a memfd armed with userfaultfd is left alone", userfaultfd_memfd),
         ("memory pinned for input and output is left alone", pinned),
+        ("single pages that are pinned are left alone, and no others", pinned_pages),
         ("a memfd pinned elsewhere is left alone", pinned_elsewhere),
         ("huge pages that are pinned are left alone", pinned_huge),
         ("a device's memory is left alone", device_memory),
@@ -322,6 +324,43 @@ fn pinned() -> CaseResult {
     setup.check_kept(0, MIB)?;
     drop(ring);
     setup.finish()
+}
+
+/// Pins `kept` of a mapping, reports all of it, and looks that just that is kept.
+fn check_pinned(mapping: Mapping, pin: Range<usize>, kept: Range<usize>) -> CaseResult {
+    let mut setup = Setup::unfilled(mapping)?;
+    let len = setup.memory.len();
+    setup.memory.fill(kept.start, kept.len(), pattern);
+    let ring = setup.memory.pin_part(pin.start, pin.len())?;
+    let before = setup.vm.bridge_stats()?;
+    check_eq!(setup.report(PLACE, len as u64)?, 0, "status");
+    let after = setup.vm.bridge_stats()?;
+    let pages = (kept.len() / PAGE) as u64;
+    check_eq!(after.since(&before, "skipped_pinned")?, pages, "skipped_pinned");
+    check_eq!(after.since(&before, "merged_pages")?, (len / PAGE) as u64 - pages, "merged_pages");
+    setup.check_kept(kept.start, kept.len())?;
+    for (at, end) in [(0, kept.start), (kept.end, len)] {
+        check_eq!(setup.memory.first_difference(at, end - at, |_| 0), None, "what is not zero");
+    }
+    drop(ring);
+    setup.finish()
+}
+
+fn pinned_pages() -> CaseResult {
+    // The host looks at 64 pages at a time.
+    for page in [0, 1, 63, 64, 65, 128, 255] {
+        let here = page * PAGE..(page + 1) * PAGE;
+        let mapping = Mapping::new(Backing::Anonymous, MIB)?;
+        mapping.fill(0, MIB, pattern);
+        check_pinned(mapping, here.clone(), here.clone())?;
+        // All around it nothing is there.
+        check_pinned(Mapping::new(Backing::Anonymous, MIB)?, here.clone(), here)?;
+    }
+    // A page of a huge page keeps all of that.
+    let mapping = Mapping::new(Backing::TransparentHuge, 3 * HUGE_PAGE)?;
+    mapping.fill(0, 3 * HUGE_PAGE, pattern);
+    let pinned = HUGE_PAGE + 70 * PAGE;
+    check_pinned(mapping, pinned..pinned + PAGE, HUGE_PAGE..2 * HUGE_PAGE)
 }
 
 fn pinned_elsewhere() -> CaseResult {
