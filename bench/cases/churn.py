@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 
-from harness.inside import PROFILING, figure, insert, profiled, quiet, sample
+from harness.inside import PROFILING, figure, insert, profiled, sample
 from harness.reporters import Variant
 from vm.guest import Guest
 
@@ -19,6 +19,8 @@ BUILD = (
     "for j in 1 2 3 4; do cat /bin/busybox > o$j; gzip -1 < o$j > z$j; gunzip < z$j | md5sum; done; "
     "cat o* z* | md5sum; dlh-churn laps 2 96; rm o* z*; sleep 0.5; } > /dev/null"
 )
+# Before each: in this time most of what is free has been reported.
+SETTLE_S = 8
 ROUNDS = 1 if PROFILING else 6
 
 
@@ -50,9 +52,9 @@ with variant.guest(384) as guest:
     # Once without being measured: the guest has used all of its memory by then.
     guest.check("dlh-churn laps 1 256")
     print("the guest is up", flush=True)
-    quiet(guest)
+    time.sleep(SETTLE_S)
     with profiled(guest):
         run(guest, "faults", FAULTS)
     if not PROFILING:
-        quiet(guest)
+        time.sleep(SETTLE_S)
         run(guest, "build", BUILD)

@@ -148,6 +148,7 @@ def _reclaim(raw: Mapping[str, Raw]) -> Derived:
             host = run["all_insns"] - guest - (none["all_insns"] - idle_guest)
             yield f"reclaim_host_insns_per_gib_{name}", RUN_NS, host / gib
             yield f"reclaim_guest_insns_per_gib_{name}", RUN_NS, (guest - idle_guest) / gib
+            yield f"reclaim_window_insns_{name}", RUN_NS, run["all_insns"]
             yield f"reclaim_returned_mib_{name}", "MiB", run["back_mib"]
             for percentile in ("p50", "p99"):
                 yield f"reclaim_latency_s_{name}_{percentile}", "s", run[f"seconds_{percentile}"]

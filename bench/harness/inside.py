@@ -138,12 +138,16 @@ class GuestInstructions:
 
 
 def quiet(guest: Guest, seconds: float = 3, slack_kib: int = 512, timeout: float = 240) -> None:
-    """Waits until a guest's footprint has not changed for some seconds."""
+    """Waits until a guest's footprint has not changed for some seconds; says so if that takes long."""
     deadline, last, since = time.monotonic() + timeout, -(1 << 40), time.monotonic()
+    said = since
     while time.monotonic() - since < seconds:
         now = guest.rss_kib()
         if abs(now - last) > slack_kib:
             last, since = now, time.monotonic()
+        if time.monotonic() > said + 8:
+            said = time.monotonic()
+            print(f"settling, {now >> 10} MiB", flush=True)
         if time.monotonic() > deadline:
             raise TimeoutError(f"the footprint of {guest.name} still changes after {timeout} s")
         time.sleep(0.2)

@@ -26,7 +26,7 @@ CASES = REPOSITORY / "bench/cases"
 LOGS = REPOSITORY / "build/bench"
 RESULTS = REPOSITORY / "bench/results.json"
 TIMEOUT_S = 1200
-ALL_MINUTES = 40
+ALL_MINUTES = 60
 # Each says how far it is more often; a guest that the emulation loses stands still, or spins, for ever.
 SILENCE_S = 60
 ATTEMPTS = 4
