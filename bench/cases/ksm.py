@@ -5,7 +5,7 @@
 import time
 from pathlib import Path
 
-from harness.inside import executed, figure, quiet
+from harness.inside import executed, figure, no_figure, quiet
 from harness.reporters import Variant
 from vm.memory import hold, let_go
 
@@ -32,7 +32,7 @@ with Variant.parse("none-0").guest(256, "init_on_free=1") as guest:
     goal = full - MIB * 1024 * 95 // 100
     while guest.rss_kib() > goal:
         if time.monotonic() > begin + 300:
-            raise TimeoutError(f"KSM has not found the free memory: {full} KiB, then {guest.rss_kib()}")
+            no_figure(f"KSM has not found the free memory: {full} KiB, then {guest.rss_kib()}")
         time.sleep(0.1)
     back = (full - guest.rss_kib()) / (1 << 20)
     figure("zero_insns_per_gib", (executed(ksmd()) - before) / back)

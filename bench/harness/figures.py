@@ -130,24 +130,26 @@ def _tickless(raw: Mapping[str, Raw]) -> Derived:
         yield f"defer_latency_us_tickless_{percentile}", "µs", _us(run[f"wait_{percentile}"], run)
 
 
-def _guest_insns(run: Raw, none: Raw) -> float:
+def _guest_insns(run: Raw) -> float:
     """What the guest executed, without what is counted around each entry."""
-    return run["guest_insns"] - run["guest_entries"] * (none["entry_insns"] - CALIBRATION_INSNS)
+    return run["guest_insns"] - run["guest_entries"] * (run["entry_insns"] - CALIBRATION_INSNS)
 
 
 def _reclaim(raw: Mapping[str, Raw]) -> Derived:
     for order in ORDERS:
         none = raw[f"reclaim/none-{order}"]
-        idle_guest = _guest_insns(none, none)
+        idle_guest = _guest_insns(none)
+        yield f"reclaim_window_insns_none_o{order}", RUN_NS, none["all_insns"]
         for reporter in REPORTERS:
             run, name = raw[f"reclaim/{reporter}-{order}"], f"{reporter}_o{order}"
-            gib = run["back_mib"] / 1024
-            guest = _guest_insns(run, none)
-            yield f"reclaim_exits_per_gib_{name}", "exits", (run["asked_exits"] - none["asked_exits"]) / gib
+            gib, counted_gib = run["back_mib"] / 1024, run["counted_back_mib"] / 1024
+            guest = (_guest_insns(run) - idle_guest) / counted_gib
+            asked = (run["asked_exits"] - none["asked_exits"]) / counted_gib
+            yield f"reclaim_exits_per_gib_{name}", "exits", asked
             yield f"reclaim_all_exits_per_gib_{name}", "exits", (run["all_exits"] - none["all_exits"]) / gib
-            host = run["all_insns"] - guest - (none["all_insns"] - idle_guest)
-            yield f"reclaim_host_insns_per_gib_{name}", RUN_NS, host / gib
-            yield f"reclaim_guest_insns_per_gib_{name}", RUN_NS, (guest - idle_guest) / gib
+            host = (run["all_insns"] - none["all_insns"]) / gib - guest
+            yield f"reclaim_host_insns_per_gib_{name}", RUN_NS, host
+            yield f"reclaim_guest_insns_per_gib_{name}", RUN_NS, guest
             yield f"reclaim_window_insns_{name}", RUN_NS, run["all_insns"]
             yield f"reclaim_returned_mib_{name}", "MiB", run["back_mib"]
             for percentile in ("p50", "p99"):

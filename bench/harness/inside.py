@@ -6,12 +6,13 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NoReturn, Self
 
 from vm.guest import Guest
 from vm.host import insert_host_modules
@@ -22,7 +23,9 @@ RESULTS = Path("/results")
 # Set by bench/run --profile: a case does once what is to be looked at, and ends.
 PROFILING = "BENCH_PROFILE" in os.environ
 # What a guest asks the host for, beside hypercalls, of which KVM's own counter has all.
-ASKED = ("kvm/kvm_pio", "kvm/kvm_mmio")
+ASKED = ("kvm/kvm_pio", "kvm/kvm_mmio", "kvm/kvm_fast_mmio")
+# The exit status of a case that has looked, and has no figure to give: it is not run again.
+NO_FIGURE = 3
 
 
 def figure(name: str, value: float) -> None:
@@ -49,10 +52,26 @@ def profiled(guest: Guest | None = None) -> Iterator[None]:
 
 
 def vmm(*arguments: str) -> dict[str, float]:
-    """The `name value` lines that dlh-vmm prints."""
-    run = subprocess.run([BINARIES / "dlh-vmm", *arguments], check=True, stdout=subprocess.PIPE, text=True)
-    lines = (line.split() for line in run.stdout.splitlines() if not line.startswith("#"))
-    return {name: float(value) for name, value in lines}
+    """The `name value` lines that dlh-vmm prints; its remarks are passed on."""
+    command = [BINARIES / "dlh-vmm", *arguments]
+    values = {}
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout
+        for line in run.stdout:
+            if line.startswith("#"):
+                print(line, end="", flush=True)
+            else:
+                name, value = line.split()
+                values[name] = float(value)
+    if run.returncode:
+        raise subprocess.CalledProcessError(run.returncode, command)
+    return values
+
+
+def no_figure(why: str) -> NoReturn:
+    """Ends the case: what it looked for is not so."""
+    print(why)
+    sys.exit(NO_FIGURE)
 
 
 def insert(*modules: str) -> None:
@@ -75,6 +94,8 @@ def idle_waits() -> list[int]:
         event.write_text("0")
         (TRACING / "trace_clock").write_text("local")
     found = re.findall(r" (\d+): kvm_dlh_guest_event: .* payload 0x(\w+) ", text)
+    if len(found) != 1000:
+        raise RuntimeError(f"of 1000 events {len(found)} are in the trace")
     return [int(executed) + offset - int(written, 16) for executed, written in found]
 
 

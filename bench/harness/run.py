@@ -20,6 +20,7 @@ from vm.beside import Room, run_all
 from vm.machine import REPOSITORY, Machine, Options
 
 from . import figures, report
+from .inside import NO_FIGURE
 from .profile import Profiler
 
 CASES = REPOSITORY / "bench/cases"
@@ -28,7 +29,7 @@ RESULTS = REPOSITORY / "bench/results.json"
 TIMEOUT_S = 1200
 ALL_MINUTES = 60
 # Each says how far it is more often; a guest that the emulation loses stands still, or spins, for ever.
-SILENCE_S = 60
+SILENCE_S = 75
 ATTEMPTS = 4
 _HEADER = re.compile(r"^# (mem|smp|append|variants): (.*)$", re.MULTILINE)
 _print_lock = threading.Lock()
@@ -91,12 +92,14 @@ def say(text: str) -> None:
 
 
 def execute(run: Run) -> dict[str, float]:
-    """What a run has measured; empty if it failed, again and again: the emulation loses a Linux guest now and then
-    (docs/testing.md)."""
-    for _ in range(ATTEMPTS):
+    """What a run has measured; empty if it failed. One that the emulation has lost a guest of, as it does now and then
+    (docs/testing.md), is begun anew; one that has come to an end with nothing to show is not."""
+    for attempt in range(1, ATTEMPTS + 1):
         measured, again = _execute_once(run)
-        if measured or not again:
-            return measured
+        if measured:
+            return {**measured, "attempts": attempt}
+        if not again:
+            break
     return {}
 
 
@@ -105,7 +108,8 @@ def command(run: Run) -> str:
 
 
 def _execute_once(run: Run) -> tuple[dict[str, float], bool]:
-    """What a run has measured; whether another attempt may go better, if nothing: not if the host's log has something."""
+    """What a run has measured; whether another attempt may go better, if nothing: not if the host's log has something,
+    or if the case has found that there is nothing to measure."""
     measured: dict[str, float] = {}
 
     def line(text: str) -> None:
@@ -120,7 +124,7 @@ def _execute_once(run: Run) -> tuple[dict[str, float], bool]:
     if not outcome.good():
         found = [str(finding) for findings in outcome.findings.values() for finding in findings]
         say("\n".join((f"{run.name}: FAILED", outcome.problem, *found, machine.log_tails(10))))
-        return {}, machine.kernel_log not in outcome.findings
+        return {}, outcome.status != NO_FIGURE and machine.kernel_log not in outcome.findings
     say(f"{run.name}: {len(measured)} figures in {outcome.seconds:.0f} s")
     return measured, False
 
@@ -149,13 +153,15 @@ def environment() -> dict[str, str]:
 
 
 class Results:
-    """bench/results.json: what was measured, now and before, and what is derived from it."""
+    """bench/results.json: what was measured, and now or before, and what is derived from it."""
 
     def __init__(self, runs: list[Run]) -> None:
         kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-        self.environment = environment()
-        self.raw: dict[str, list[dict[str, float]]] = kept.get("raw", {})
-        self.commits: dict[str, str] = kept.get("commits", {})
+        known = {run.key for run in plan([], 1, wall=True)}
+        self._environment = environment()
+        self._raw = {key: value for key, value in kept.get("raw", {}).items() if key in known}
+        # Of each the environment that it was measured in.
+        self._measured_in = {key: kept.get("measured_in", {}).get(key, {}) for key in self._raw}
         self._repeats = Counter(run.key for run in runs)
         self._lock = threading.Lock()
 
@@ -164,27 +170,33 @@ class Results:
         are derived from what belongs together."""
         with self._lock:
             if run.key in self._repeats:
-                self.raw[run.key] = [{} for _ in range(self._repeats.pop(run.key))]
-                self.commits[run.key] = self.environment["commit"]
-            self.raw[run.key][run.repeat] = measured
+                self._raw[run.key] = [{} for _ in range(self._repeats.pop(run.key))]
+                self._measured_in[run.key] = self._environment
+            self._raw[run.key][run.repeat] = measured
             self._write()
 
     def _write(self) -> None:
         derived = {name: figure.as_json() for name, figure in self.figures().items()}
-        what = {"environment": self.environment, "commits": self.commits, "figures": derived, "raw": self.raw}
+        what = {"measured_in": self._measured_in, "figures": derived, "raw": self._raw}
         RESULTS.write_text(json.dumps(what, indent=1) + "\n")
 
     def figures(self) -> dict[str, figures.Figure]:
-        return figures.derive_all(self.raw)
+        return figures.derive_all(self._raw)
 
     def report(self) -> str:
         """Renews docs/performance.md, if everything is there; says whether it was."""
-        if len(set(self.commits.values())) > 1:
-            return f"docs/performance.md is not renewed: measured at different commits, {self.commits}"
-        here = {**self.environment, "commit": min(self.commits.values(), default="")}
-        if missing := report.write(self.figures(), here):
-            return f"docs/performance.md is not renewed, missing: {' '.join(missing)}"
-        return "docs/performance.md and its charts are renewed"
+        page = "docs/performance.md"
+        environments = {tuple(sorted(where.items())) for where in self._measured_in.values()}
+        if len(environments) != 1:
+            return f"{page} is not renewed: measured in different environments, {self._measured_in}"
+        here = dict(environments.pop())
+        if here.get("commit", "-dirty").endswith("-dirty"):
+            return f"{page} is not renewed: it is not known what was measured, there are changes that are not committed"
+        good = [run for runs in self._raw.values() for run in runs if run]
+        lost = sum(int(run["attempts"]) - 1 for run in good)
+        if missing := report.write(self.figures(), {**here, "runs": str(len(good)), "lost": str(lost)}):
+            return f"{page} is not renewed, missing: {' '.join(missing)}"
+        return f"{page} and its charts are renewed"
 
 
 def main() -> int:
@@ -200,7 +212,8 @@ def main() -> int:
     if arguments.report:
         print(Results([]).report())
         return 0
-    runs = plan(arguments.case, arguments.repeats, arguments.wall or real_virtualisation())
+    wall = not arguments.profile and (arguments.wall or real_virtualisation())
+    runs = plan(arguments.case, arguments.repeats, wall)
     if arguments.profile:
         if len({run.key for run in runs}) != 1:
             parser.error("--profile takes one benchmark, and one of its variants")
@@ -217,10 +230,13 @@ def main() -> int:
         results.add(run, measured)
         if not measured:
             failed.append(run.name)
-        left -= 1
+        with _print_lock:
+            left -= 1
         say(f"# {time.monotonic() - started:.0f} s, {left} of {len(runs)} runs left")
 
-    run_all(runs, Room.here(arguments.cpus), measure)
+    run_all([run for run in runs if run.options.icount], Room.here(arguments.cpus), measure)
+    # One at a time: the others would be in their time.
+    run_all([run for run in runs if not run.options.icount], Room.here(1), measure)
     for name, figure in results.figures().items():
         print(f"{name} {figure}")
     print(f"# {time.monotonic() - started:.0f} s, all of it in {RESULTS.relative_to(REPOSITORY)}")

@@ -151,8 +151,8 @@ enum dlh_vma dlh_vma_judge(struct vm_area_struct *vma);
 unsigned long dlh_unmapped_bytes(struct mm_struct *mm, unsigned long address);
 bool dlh_mm_has_pinned(struct mm_struct *mm);
 unsigned long dlh_vma_page_bytes(const struct vm_area_struct *vma);
-unsigned long dlh_unpinned_bytes(struct mm_struct *mm, unsigned long start, unsigned long bytes,
-				 unsigned long page_bytes);
+unsigned long dlh_pinned_front(struct mm_struct *mm, unsigned long start, unsigned long bytes,
+			       unsigned long page_bytes, bool *pinned);
 void dlh_map_zero_page(unsigned long start, unsigned long bytes);
 struct file *dlh_vma_file(const struct vm_area_struct *vma, unsigned long address, u64 *offset);
 void dlh_file_put(struct file *file);

@@ -117,10 +117,11 @@ fn zap(mm: &MmWithUser, vma: &VmaRef, address: usize, pages: u64, page: u64) -> 
     if unsafe { bindings::dlh_mm_has_pinned(mm.as_raw().cast()) } {
         let page_bytes = (page * PAGE_SIZE) as usize;
         let raw = mm.as_raw().cast();
+        let mut pinned = false;
         // SAFETY: The range lies in a readable VMA of this mm, whose lock is held.
-        bytes = unsafe { bindings::dlh_unpinned_bytes(raw, address, bytes, page_bytes) };
-        if bytes == 0 {
-            return step(page, Verdict::Pinned);
+        bytes = unsafe { bindings::dlh_pinned_front(raw, address, bytes, page_bytes, &mut pinned) };
+        if pinned {
+            return step(bytes as u64 / PAGE_SIZE, Verdict::Pinned);
         }
     }
     vma.zap_vma_range(address, bytes);

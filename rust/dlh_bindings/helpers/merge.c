@@ -71,39 +71,48 @@ bool dlh_mm_has_pinned(struct mm_struct *mm)
 	return mm_flags_test(MMF_HAS_PINNED, mm);
 }
 
-/* Gives back the pages that were looked at, one folio at a time. Returns how many are before the first pinned. */
-static unsigned long count_unpinned(struct page **pages, unsigned long found)
+/*
+ * Gives back the pages that were looked at, one folio at a time. Returns how many at the front are like the
+ * first, pinned or not; pinned says which.
+ */
+static unsigned long count_alike(struct page **pages, unsigned long found, bool *pinned)
 {
-	unsigned long i, next, unpinned = 0;
+	unsigned long i, next, alike = 0;
 
 	for (i = 0; i < found; i = next) {
 		struct folio *folio = page_folio(pages[i]);
+		bool this = folio_maybe_dma_pinned(folio);
 
 		for (next = i + 1; next < found && page_folio(pages[next]) == folio; next++)
 			;
-		if (unpinned == i && !folio_maybe_dma_pinned(folio))
-			unpinned = next;
+		if (!i)
+			*pinned = this;
+		if (alike == i && this == *pinned)
+			alike = next;
 		folio_put_refs(folio, next - i);
 	}
-	return unpinned;
+	return alike;
 }
 
 /*
- * How many bytes from start on, at most bytes, are not pinned; the page after them is, or may be. Only
- * pages that are present are looked at, each first of page_bytes, nothing is faulted in: a pinned page is
- * never unmapped for migration or swap. The caller holds the mmap lock, and the VMA may be read: then
- * -EFAULT says that nothing is there. Not the fast variant: that one fails on pages that are present, for
- * a PROT_NONE of NUMA balancing or a concurrent change. The remote one, which no protection key stops.
- * Many at a time: finding the VMA for each of them costs more than all the rest.
+ * How many bytes from start on, at most bytes and at least one page, are not pinned, or are, or may be: pinned
+ * says which. Only pages that are present are looked at, each first of page_bytes, nothing is faulted in: a
+ * pinned page is never unmapped for migration or swap. The caller holds the mmap lock, and the VMA may be read:
+ * then -EFAULT says that nothing is there (or that a count has overflowed, which the kernel warns of). Not the
+ * fast variant: that one fails on pages that are present, for a PROT_NONE of NUMA balancing or a concurrent
+ * change. The remote one, which no protection key stops. Many at a time: finding the VMA for each of them costs
+ * more than all the rest.
  */
-unsigned long dlh_unpinned_bytes(struct mm_struct *mm, unsigned long start, unsigned long bytes,
-				 unsigned long page_bytes)
+unsigned long dlh_pinned_front(struct mm_struct *mm, unsigned long start, unsigned long bytes,
+			       unsigned long page_bytes, bool *pinned)
 {
+	struct page *pages[64] __uninitialized;
 	unsigned long done = 0;
 
+	*pinned = false;
 	while (done < bytes) {
-		struct page *pages[64];
-		unsigned long wanted = 1, unpinned;
+		unsigned long wanted = 1, alike;
+		bool these;
 		long found;
 
 		if (page_bytes == PAGE_SIZE)
@@ -113,11 +122,21 @@ unsigned long dlh_unpinned_bytes(struct mm_struct *mm, unsigned long start, unsi
 			done += page_bytes;
 			continue;
 		}
-		if (found <= 0)
-			break;
-		unpinned = count_unpinned(pages, found);
-		done += unpinned * page_bytes;
-		if (unpinned < found)
+		if (found > 0) {
+			alike = count_alike(pages, found, &these);
+		} else {
+			/* What cannot be decided counts as pinned. */
+			alike = 1;
+			these = true;
+		}
+		if (these) {
+			if (done)
+				break;
+			*pinned = true;
+			return min(alike * page_bytes, bytes);
+		}
+		done += alike * page_bytes;
+		if (alike < found)
 			break;
 	}
 	return min(done, bytes);

@@ -263,7 +263,7 @@ global_asm!(
     //
     // sample_wait: R14 times, fills one slot of the ring (as flood does) and waits for `done` without an
     // exit of its own. The time-stamp ticks from one to the other go to the words from RBX on. Between two
-    // it spins, each time R13 rounds longer than before, up to RBP, and then fewer again.
+    // it spins, each time R13 ticks longer than before, up to RBP, and then fewer again.
     "dlh_guest_sample_wait:",
     "    mov r15, r13",
     "2:  dlh_fill_slot",
@@ -284,9 +284,15 @@ global_asm!(
     "    cmp r15, rbp",
     "    jb 4f",
     "    sub r15, rbp",
-    "4:  mov rcx, r15",
-    "5:  dec rcx",
-    "    jnz 5b",
+    "4:  rdtsc",
+    "    shl rdx, 32",
+    "    or rax, rdx",
+    "    lea rcx, [rax + r15]",
+    "5:  rdtsc",
+    "    shl rdx, 32",
+    "    or rax, rdx",
+    "    cmp rax, rcx",
+    "    jb 5b",
     "    dec r14",
     "    jnz 2b",
     "    jmp dlh_guest_server",

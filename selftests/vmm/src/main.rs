@@ -60,9 +60,9 @@ enum Command {
     },
     /// Measure how long entries of a guest wait that does not exit by itself.
     Latency {
-        /// Rounds of a loop that the guest is busy for at most between two entries.
-        #[arg(long, default_value_t = 2_000_000)]
-        spin: u64,
+        /// Microseconds that the guest is busy for at most between two entries: a tick of the host's.
+        #[arg(long, default_value_t = 4_000)]
+        spin_us: u64,
         /// How many entries.
         #[arg(long, default_value_t = 1000)]
         samples: u64,
@@ -118,7 +118,7 @@ fn main() -> ExitCode {
         Command::Measure { batch, laps, .. } => {
             batch.map_or_else(measure::measure, |batch| measure::repeat(batch, laps))
         }
-        Command::Latency { spin, samples } => samples::latency(spin, samples),
+        Command::Latency { spin_us, samples } => samples::latency(spin_us, samples),
         Command::Idle => samples::idle(),
         Command::Drains => samples::drains(),
         Command::Reclaim { laps } => laps.map_or_else(reclaim::reclaim, reclaim::repeat),

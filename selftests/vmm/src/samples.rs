@@ -38,14 +38,15 @@ fn print(name: &str, sorted: &[u64]) {
     println!("{name}_max {}", at(1000));
 }
 
-/// Prints how long an entry waits for a guest that does not exit by itself, in ticks: `samples` of them. `spin`:
-/// rounds that it is busy for at most before the next one.
-pub(crate) fn latency(spin: u64, samples: u64) -> Result<()> {
+/// Prints how long an entry waits for a guest that does not exit by itself, in ticks: `samples` of them. Between
+/// two it is busy for `spin_us` at most.
+pub(crate) fn latency(spin_us: u64, samples: u64) -> Result<()> {
     if !(1..=MOST_SAMPLES).contains(&samples) {
         return failed(format!("{samples} samples: must be 1 to {MOST_SAMPLES}"));
     }
     let mut vm = Vm::new(VmConfig::default())?;
     let mut ring = Ring::set_up(&mut vm, 0, BASE, 1024, 0)?;
+    let spin = spin_us * u64::from(vm.vcpus[0].tsc_khz()?) / 1000;
     // The golden ratio: so they begin at all times between two exits, evenly.
     let step = spin * 618 / 1000 + 7;
     vm.vcpus[0].sample_waits(&mut ring, &NOP, (PLACE, samples), (step, spin))?;

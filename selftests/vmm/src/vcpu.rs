@@ -414,7 +414,7 @@ impl Vcpu {
     }
 
     /// Has the guest fill one slot and wait until it is done, again and again, as many times as there are
-    /// words at `place`: the ticks of its time-stamp counter for each wait go there. It spins `step` rounds
+    /// words at `place`: the ticks of its time-stamp counter for each wait go there. It spins `step` ticks
     /// longer between two each time, and at most `most`.
     pub(crate) fn sample_waits(
         &mut self,
