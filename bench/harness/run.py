@@ -218,7 +218,7 @@ def main() -> int:
         if len({run.key for run in runs}) != 1:
             parser.error("--profile takes one benchmark, and one of its variants")
         return show_profile(runs[0], arguments.millions)
-    print(f"{len(runs)} runs; all benchmarks take about {ALL_MINUTES} minutes on two CPUs", flush=True)
+    print(f"{len(runs)} runs; all benchmarks take perhaps {ALL_MINUTES} minutes on two CPUs", flush=True)
     started = time.monotonic()
     results = Results(runs)
     failed: list[str] = []

@@ -12,9 +12,9 @@ from .machine import REPOSITORY, Machine, Options
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tools/l1", description="Runs a command in the host under test.")
-    parser.add_argument("--smp", type=int, default=Options.smp)
+    parser.add_argument("--smp", type=int, help=f"CPUs ({Options.smp}; 1 with --icount)")
     parser.add_argument("--mem", default=Options.mem)
-    parser.add_argument("--icount", action="store_true", help="count instructions as time (give --smp 1, too)")
+    parser.add_argument("--icount", action="store_true", help="count instructions as time")
     parser.add_argument("--timeout", type=float, default=Options.timeout, metavar="SECONDS")
     parser.add_argument("--one-thread", action="store_true", help="emulate all CPUs in one thread")
     parser.add_argument("--suspend", action="store_true", help="devices that outlive being suspended")
@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("command", nargs="+", help="command; a single argument is a shell script")
     arguments = parser.parse_args()
     options = Options(
-        smp=arguments.smp,
+        smp=arguments.smp or (1 if arguments.icount else Options.smp),
         mem=arguments.mem,
         icount=arguments.icount,
         timeout=arguments.timeout,
