@@ -92,7 +92,7 @@ test: modules-env modules-faulty samples-env programs stress-ng lint unit
 	@selftests/run $(TESTS)
 
 .PHONY: bench
-bench: modules-env programs
+bench: modules-env samples-env programs
 	@$(ENTER) tools/pygal
 	@bench/run $(BENCH)
 

@@ -12,7 +12,8 @@ use kernel::{
     time::{Instant, Monotonic},
 };
 use kvm_guest::{
-    sleep_ms, CpuGuard, Placed, Progress, Report, Reporter, Tally, Unreported, FAULT_REPORT_EARLY,
+    cpu_is_ours, sleep_us, CpuGuard, Placed, Progress, Report, Reporter, Tally, Unreported,
+    FAULT_REPORT_EARLY,
 };
 
 use crate::{
@@ -21,9 +22,13 @@ use crate::{
     stats::{Event, Stats},
 };
 
-/// The longest that is slept between two looks, in milliseconds; the first is a timer tick. Otherwise it
-/// is a quarter of what has been waited, so that pages are kept for hardly longer than the host needs.
-const LONGEST_PAUSE_MS: i64 = 250;
+/// The shortest and the longest that is slept between two looks, in microseconds. In between it is a quarter of
+/// what has been waited, so that pages are kept for hardly longer than the host needs.
+const FIRST_PAUSE_US: i64 = 100;
+const LONGEST_PAUSE_US: i64 = 250_000;
+/// How much longer it may be where something else runs on the CPU: any tick ends it, so that it makes for no exit
+/// that there would not be without it.
+const TICK_US: u32 = 10_000;
 
 /// How long pages stay unreported after a failure, in milliseconds; twice as long after each one more.
 const FIRST_RETRY_MS: u32 = 100;
@@ -93,7 +98,8 @@ impl FreePages {
     }
 
     /// Waits until the host is done with what was placed. It comes by at any exit of the ring's CPU,
-    /// and sleeping here makes for one if there is nothing else to do.
+    /// and sleeping here makes for one if there is nothing else to do: then the sleep is short, as nobody
+    /// is interrupted by its end.
     ///
     /// # Errors
     ///
@@ -122,11 +128,12 @@ impl FreePages {
                 }
                 Progress::Working => {}
             }
-            let pause = (begin.elapsed().as_millis() / 4).clamp(1, LONGEST_PAUSE_MS);
-            sleep_ms(u32::try_from(pause).unwrap_or(1));
+            let waited = begin.elapsed().as_micros_ceil();
+            let pause = (waited / 4).clamp(FIRST_PAUSE_US, LONGEST_PAUSE_US) as u32;
+            sleep_us(pause, if cpu_is_ours() { pause } else { TICK_US.max(pause) });
         };
-        let waited = begin.elapsed().as_millis();
-        self.stats().add(Event::WaitMs, u64::try_from(waited).unwrap_or(0));
+        let waited = begin.elapsed().as_micros_ceil();
+        self.stats().add(Event::WaitUs, waited.unsigned_abs());
         result
     }
 

@@ -18,8 +18,8 @@ pub(crate) enum Event {
     Page,
     /// A batch was waited for.
     Wait,
-    /// Milliseconds that was waited.
-    WaitMs,
+    /// Microseconds that was waited.
+    WaitUs,
     /// The host was called because it had not come by, or had detached the ring.
     Kick,
     /// It had not come by.
@@ -49,7 +49,7 @@ const NAMES: [&str; 16] = [
     "ranges",
     "pages",
     "waits",
-    "wait_ms",
+    "wait_us",
     "kicks",
     "timeouts",
     "full",

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0
 # mem: 3G
-# variants: none-9 none-4 none-0 dlh-9 dlh-4 dlh-0 balloon-9 balloon-4 balloon-0
+# variants: none-9 none-4 none-0 empty-9 empty-4 empty-0 dlh-9 dlh-4 dlh-0 balloon-9 balloon-4 balloon-0
 """A Linux guest frees memory, which comes back to the host: exits, instructions of host and guest, and how soon.
 
 What is freed lies in pieces of about the order that is reported, between as many that stay in use. What is printed is
 all that happens in a window of fixed length, in which the guest frees memory and is idle then; `none` says what that
-takes without reports. Exits and instructions of the guest are counted in a second window, as that costs some.
+takes without reports, `empty` what the page allocator needs for reports that nobody is told of. Exits and instructions
+of the guest are counted in a second window, as that costs some.
 """
 
 import subprocess
@@ -62,6 +63,11 @@ def hold_some(guest: Guest, order: int) -> float:
     return guest.rss_kib() / 1024
 
 
+def empty_reported_mib(guest: Guest) -> float:
+    """What has been handed to a reporter that tells nobody."""
+    return int(guest.check("cat /sys/module/empty_reporter/parameters/bytes")) / (1 << 20)
+
+
 variant = Variant.parse(sys.argv[1])
 if variant.reporter == "dlh":
     insert()
@@ -90,7 +96,7 @@ with variant.guest(GUEST_MIB) as guest:
     figure("all_exits", guest.kvm_stat("exits") - exits)
     back = full - footprint[-1][1]
     figure("back_mib", back)
-    if variant.reporter != "none":
+    if variant.reporter in ("dlh", "balloon"):
         if back < MIB / 4:
             no_figure(f"only {back:.0f} MiB of {MIB // 2} have come back")
         for percent in (50, 99):
@@ -98,10 +104,14 @@ with variant.guest(GUEST_MIB) as guest:
             figure(f"seconds_p{percent}", next(seconds for seconds, mib in footprint if mib <= goal))
 
     full = hold_some(guest, variant.order)
+    reported = empty_reported_mib(guest) if variant.reporter == "empty" else 0
     with GuestInstructions() as counter:
         before = (*counter.count(guest.pid), counter.asked(guest.pid) + guest.kvm_stat("hypercalls"))
         footprint = free_some(guest)
         after = (*counter.count(guest.pid), counter.asked(guest.pid) + guest.kvm_stat("hypercalls"))
-    figure("counted_back_mib", full - footprint[-1][1])
+    if variant.reporter == "empty":
+        figure("counted_reported_mib", empty_reported_mib(guest) - reported)
+    else:
+        figure("counted_back_mib", full - footprint[-1][1])
     for name, old, new in zip(("guest_insns", "guest_entries", "asked_exits"), before, after, strict=True):
         figure(name, new - old)

@@ -140,6 +140,9 @@ def _reclaim(raw: Mapping[str, Raw]) -> Derived:
         none = raw[f"reclaim/none-{order}"]
         idle_guest = _guest_insns(none)
         yield f"reclaim_window_insns_none_o{order}", RUN_NS, none["all_insns"]
+        empty = raw[f"reclaim/empty-{order}"]
+        floor = (_guest_insns(empty) - idle_guest) / (empty["counted_reported_mib"] / 1024)
+        yield f"reclaim_guest_insns_per_gib_empty_o{order}", RUN_NS, floor
         for reporter in REPORTERS:
             run, name = raw[f"reclaim/{reporter}-{order}"], f"{reporter}_o{order}"
             gib, counted_gib = run["back_mib"] / 1024, run["counted_back_mib"] / 1024

@@ -6,13 +6,17 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Self
 
 from vm.driver import CHURN, DRIVER, EAGER
+from vm.host import MODULES
 from vm.guest import Guest
 
 from .inside import PROFILING
 
 
+EMPTY = MODULES.parent / "test-modules/empty_reporter.ko"
+
+
 class Variant(NamedTuple):
-    """Who reports, dlh, balloon or none, and the order."""
+    """Who reports, and the order: dlh, balloon, none, or empty, which is handed the blocks and tells nobody."""
 
     reporter: str
     order: int
@@ -20,7 +24,7 @@ class Variant(NamedTuple):
     @classmethod
     def parse(cls, name: str) -> Self:
         reporter, _, order = name.partition("-")
-        if reporter not in ("none", "dlh", "balloon") or not order.isdigit():
+        if reporter not in ("none", "empty", "dlh", "balloon") or not order.isdigit():
             raise ValueError(f"{name} is no variant")
         return cls(reporter, int(order))
 
@@ -32,6 +36,8 @@ class Variant(NamedTuple):
             arguments["append"] += " nokaslr"
         if self.reporter == "dlh":
             arguments["modules"] = [f"{DRIVER} order={self.order}"]
+        if self.reporter == "empty":
+            arguments["modules"] = [f"{EMPTY} order={self.order}"]
         if self.reporter == "balloon":
             arguments["free_page_reporting"] = True
             arguments["append"] += f" page_reporting.page_reporting_order={self.order}"

@@ -180,7 +180,8 @@ void dlh_guest_ring_free(void *ring, size_t bytes);
 u64 dlh_guest_ring_gpa(void *ring);
 u32 dlh_guest_cpu_get(void);
 void dlh_guest_cpu_put(void);
-void dlh_guest_sleep(u32 ms);
+void dlh_guest_sleep(u32 us, u32 slack_us);
+bool dlh_guest_cpu_is_ours(void);
 u64 dlh_guest_tsc(void);
 u32 dlh_guest_tsc_khz(void);
 int dlh_guest_cpuhp_create(const char *name,

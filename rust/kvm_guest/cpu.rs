@@ -61,9 +61,16 @@ pub fn tsc_khz() -> u32 {
     unsafe { bindings::dlh_guest_tsc_khz() }
 }
 
-/// Sleeps about `ms` milliseconds, at least to the next timer tick, without counting as load.
-pub fn sleep_ms(ms: u32) {
+/// Sleeps `us` microseconds and up to `slack_us` more, without counting as load. The CPU's timer is set for the
+/// end of the slack: what interrupts it before that, as a tick does, ends the sleep without an interrupt of its own.
+pub fn sleep_us(us: u32, slack_us: u32) {
     // SAFETY: The worst that can come of sleeping where one must not is the scheduler's complaint,
     // as with the kernel crate's `fsleep()`.
-    unsafe { bindings::dlh_guest_sleep(ms) }
+    unsafe { bindings::dlh_guest_sleep(us, slack_us) }
+}
+
+/// Whether the current CPU has nothing else to run: to sleep is to idle then. Any context; a hint.
+pub fn cpu_is_ours() -> bool {
+    // SAFETY: May be called anywhere.
+    unsafe { bindings::dlh_guest_cpu_is_ours() }
 }

@@ -19,10 +19,10 @@ use kernel::{
     types::{NotThreadSafe, Opaque},
 };
 
-use crate::{cpu::sleep_ms, hypercall, hypercall::HostError, LocalRing, Ring, FAULT_REPORT_EARLY};
+use crate::{cpu::sleep_us, hypercall, hypercall::HostError, LocalRing, Ring, FAULT_REPORT_EARLY};
 
 /// Milliseconds between the questions to a host whose answers leave open what it works on.
-const LAST_RESORT_MS: u32 = 100;
+const LAST_RESORT_US: u32 = 100_000;
 
 /// Why the host declines what it may execute at another time.
 pub(crate) const PUT_OFF: [CallError; 4] =
@@ -231,7 +231,7 @@ impl Report<'_> {
                 break;
             }
             pr_warn_once!("the host does not say that it is done with a report\n");
-            sleep_ms(LAST_RESORT_MS);
+            sleep_us(LAST_RESORT_US, LAST_RESORT_US);
         }
     }
 }

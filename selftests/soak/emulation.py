@@ -112,6 +112,7 @@ def main() -> None:
     parser.add_argument("--guests", type=int, default=4)
     parser.add_argument("--seconds", type=int, default=300)
     parser.add_argument("--append", default="", help="more of the guests' kernel command line")
+    parser.add_argument("--cpu", default="host", help="the guests' CPU, as QEMU's -cpu takes it")
     options = parser.parse_args()
     begin_probing()
     arguments: dict[str, Any] = {"free_page_reporting": True, "append": f"{EAGER['append']} "}
@@ -120,7 +121,7 @@ def main() -> None:
         insert_host_modules()
         arguments = {"modules": [f"{DRIVER} order=0 timeout_ms=300"], "append": EAGER["append"]}
     arguments["append"] += f" {options.append}"
-    arguments |= {"mem": f"{MIB}M", "binaries": [CHURN], "start": EAGER["start"], "qemu": ["-no-shutdown"]}
+    arguments |= {"mem": f"{MIB}M", "cpu": options.cpu, "binaries": [CHURN], "start": EAGER["start"], "qemu": ["-no-shutdown"]}
     guests = [Guest(**arguments) for _ in range(options.guests)]
     for guest in guests:
         guest.wait_ready()

@@ -5,13 +5,13 @@
 #include <asm/tsc.h>
 #include <linux/cc_platform.h>
 #include <linux/cpuhotplug.h>
+#include <linux/delay.h>
 #include <linux/gfp.h>
-#include <linux/jiffies.h>
 #include <linux/kvm_para.h>
 #include <linux/mm.h>
 #include <linux/page_reporting.h>
 #include <linux/reboot.h>
-#include <linux/sched.h>
+#include <linux/sched/stat.h>
 #include <linux/scatterlist.h>
 #include <linux/workqueue.h>
 
@@ -71,9 +71,14 @@ void dlh_guest_cpu_put(void)
 	put_cpu();
 }
 
-void dlh_guest_sleep(u32 ms)
+void dlh_guest_sleep(u32 us, u32 slack_us)
 {
-	schedule_timeout_idle(max(msecs_to_jiffies(ms), 1UL));
+	usleep_range_idle(us, us + slack_us);
+}
+
+bool dlh_guest_cpu_is_ours(void)
+{
+	return single_task_running();
 }
 
 u64 dlh_guest_tsc(void)
