@@ -90,12 +90,9 @@ class Guest:
         if balloon or free_page_reporting:
             names.insert(0, "virtio_balloon")
         if os.environ.get("VM_ICOUNT"):
-            # QEMU 11.1 counting instructions: a guest with high resolution timers locks up in its
-            # first timer interrupts, spinning on a lock that its only CPU holds. A tick does not.
-            # On q35 even that fails now and then: use microvm there.
-            append = f"nohz=off highres=off {append}"
             # QEMU 11.1 emulating SVM delivers an interrupt that was injected again, whatever the guest is doing,
             # if it has to leave its loop before the guest exits. With this one exits at once, to end the interrupt.
+            # On q35 it is lost now and then all the same: use microvm there.
             cpu = f"{cpu},kvm-pv-eoi=off"
         initrd = directory / "initramfs.cpio"
         write_initramfs(initrd, names, binaries, files or {}, start)

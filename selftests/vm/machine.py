@@ -175,7 +175,7 @@ class Machine:
         command_line = "console=ttyS0 loglevel=8 panic=-1 oops=panic"
         if options.icount:
             # Instruction counts need one thread, and the kernel at the same place.
-            accel_options = ["-accel", "tcg,thread=single", "-icount", "shift=0", "-cpu", "EPYC"]
+            accel_options = ["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-cpu", "EPYC"]
             command_line += " nokaslr"
         elif accel == "kvm":
             accel_options = ["-accel", "kvm", "-cpu", "host"]
