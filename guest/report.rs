@@ -12,8 +12,8 @@ use kernel::{
     time::{Instant, Monotonic},
 };
 use kvm_guest::{
-    cpu_is_ours, sleep_us, CpuGuard, Placed, Progress, Report, Reporter, Tally, Unreported,
-    FAULT_REPORT_EARLY,
+    cpu_is_ours, sleep_to_tick, sleep_us, CpuGuard, Placed, Progress, Report, Reporter, Tally,
+    Unreported, FAULT_REPORT_EARLY,
 };
 
 use crate::{
@@ -26,9 +26,6 @@ use crate::{
 /// what has been waited, so that pages are kept for hardly longer than the host needs.
 const FIRST_PAUSE_US: i64 = 100;
 const LONGEST_PAUSE_US: i64 = 250_000;
-/// How much longer it may be where something else runs on the CPU: any tick ends it, so that it makes for no exit
-/// that there would not be without it.
-const TICK_US: u32 = 10_000;
 
 /// How long pages stay unreported after a failure, in milliseconds; twice as long after each one more.
 const FIRST_RETRY_MS: u32 = 100;
@@ -99,7 +96,7 @@ impl FreePages {
 
     /// Waits until the host is done with what was placed. It comes by at any exit of the ring's CPU,
     /// and sleeping here makes for one if there is nothing else to do: then the sleep is short, as nobody
-    /// is interrupted by its end.
+    /// is interrupted by its end. Otherwise a tick ends it, which makes for no exit that there would not be.
     ///
     /// # Errors
     ///
@@ -130,7 +127,11 @@ impl FreePages {
             }
             let waited = begin.elapsed().as_micros_ceil();
             let pause = (waited / 4).clamp(FIRST_PAUSE_US, LONGEST_PAUSE_US) as u32;
-            sleep_us(pause, if cpu_is_ours() { pause } else { TICK_US.max(pause) });
+            if cpu_is_ours() {
+                sleep_us(pause);
+            } else {
+                sleep_to_tick(pause);
+            }
         };
         let waited = begin.elapsed().as_micros_ceil();
         self.stats().add(Event::WaitUs, waited.unsigned_abs());

@@ -68,7 +68,7 @@ def _derive(raw: Mapping[str, list[dict[str, float]]]) -> dict[str, Figure]:
     collected: dict[str, tuple[str, list[float]]] = {}
     for repeat in range(max(map(len, raw.values()), default=0)):
         one = {key: runs[repeat] for key, runs in raw.items() if repeat < len(runs) and runs[repeat]}
-        for part in (_calls, _latency, _tickless, _reclaim, _madvise, _churn, _ksm, _vms):
+        for part in (_calls, _latency, _tickless, _reclaim, _reclaim_busy, _madvise, _churn, _ksm, _vms):
             for name, unit, value in _if_there(part, one):
                 collected.setdefault(name, (unit, []))[1].append(value)
     return {name: Figure(unit, tuple(values)) for name, (unit, values) in collected.items()}
@@ -157,6 +157,17 @@ def _reclaim(raw: Mapping[str, Raw]) -> Derived:
             yield f"reclaim_returned_mib_{name}", "MiB", run["back_mib"]
             for percentile in ("p50", "p99"):
                 yield f"reclaim_latency_s_{name}_{percentile}", "s", run[f"seconds_{percentile}"]
+
+
+def _reclaim_busy(raw: Mapping[str, Raw]) -> Derived:
+    none = raw["reclaim/none-0-busy"]
+    yield "reclaim_busy_window_exits_none_o0", "exits", none["all_exits"]
+    for reporter in REPORTERS:
+        run, name = raw[f"reclaim/{reporter}-0-busy"], f"{reporter}_o0"
+        exits = (run["all_exits"] - none["all_exits"]) / (run["back_mib"] / 1024)
+        yield f"reclaim_busy_all_exits_per_gib_{name}", "exits", exits
+        for percentile in ("p50", "p99"):
+            yield f"reclaim_busy_latency_s_{name}_{percentile}", "s", run[f"seconds_{percentile}"]
 
 
 def _madvise(raw: Mapping[str, Raw]) -> Derived:

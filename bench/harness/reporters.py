@@ -16,17 +16,19 @@ EMPTY = MODULES.parent / "test-modules/empty_reporter.ko"
 
 
 class Variant(NamedTuple):
-    """Who reports, and the order: dlh, balloon, none, or empty, which is handed the blocks and tells nobody."""
+    """Who reports, and the order: dlh, balloon, none, or empty, which is handed the blocks and tells nobody. What a
+    guest does beside that, if anything: busy."""
 
     reporter: str
     order: int
+    beside: str = ""
 
     @classmethod
     def parse(cls, name: str) -> Self:
-        reporter, _, order = name.partition("-")
-        if reporter not in ("none", "empty", "dlh", "balloon") or not order.isdigit():
+        reporter, order, *beside = name.split("-")
+        if reporter not in ("none", "empty", "dlh", "balloon") or not order.isdigit() or beside not in ([], ["busy"]):
             raise ValueError(f"{name} is no variant")
-        return cls(reporter, int(order))
+        return cls(reporter, int(order), *beside)
 
     def guest(self, mib: int, append: str = "") -> Guest:
         """A guest that reports in this way, soon after pages are freed, whoever does it."""

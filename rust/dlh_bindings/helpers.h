@@ -180,7 +180,7 @@ void dlh_guest_ring_free(void *ring, size_t bytes);
 u64 dlh_guest_ring_gpa(void *ring);
 u32 dlh_guest_cpu_get(void);
 void dlh_guest_cpu_put(void);
-void dlh_guest_sleep(u32 us, u32 slack_us);
+void dlh_guest_sleep(u32 us, bool to_tick);
 bool dlh_guest_cpu_is_ours(void);
 u64 dlh_guest_tsc(void);
 u32 dlh_guest_tsc_khz(void);

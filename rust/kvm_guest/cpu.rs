@@ -61,12 +61,18 @@ pub fn tsc_khz() -> u32 {
     unsafe { bindings::dlh_guest_tsc_khz() }
 }
 
-/// Sleeps `us` microseconds and up to `slack_us` more, without counting as load. The CPU's timer is set for the
-/// end of the slack: what interrupts it before that, as a tick does, ends the sleep without an interrupt of its own.
-pub fn sleep_us(us: u32, slack_us: u32) {
+/// Sleeps `us` to twice as many microseconds, without counting as load.
+pub fn sleep_us(us: u32) {
     // SAFETY: The worst that can come of sleeping where one must not is the scheduler's complaint,
     // as with the kernel crate's `fsleep()`.
-    unsafe { bindings::dlh_guest_sleep(us, slack_us) }
+    unsafe { bindings::dlh_guest_sleep(us, false) }
+}
+
+/// Sleeps `us` microseconds and on to the CPU's next timer tick, without counting as load, and without a timer
+/// interrupt of its own unless there is no tick.
+pub fn sleep_to_tick(us: u32) {
+    // SAFETY: As above.
+    unsafe { bindings::dlh_guest_sleep(us, true) }
 }
 
 /// Whether the current CPU has nothing else to run: to sleep is to idle then. Any context; a hint.

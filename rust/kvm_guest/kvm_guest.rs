@@ -23,7 +23,7 @@ mod reporting;
 mod ring;
 mod ring_table;
 
-pub use cpu::{cpu_is_ours, sleep_us, tsc, tsc_khz, CpuGuard};
+pub use cpu::{cpu_is_ours, sleep_to_tick, sleep_us, tsc, tsc_khz, CpuGuard};
 pub use hotplug::{CpuEvents, CpuHotplug};
 pub use reboot::{RebootEvents, RebootNotifier};
 pub use reporting::{PageReporting, Placed, Progress, Report, Reporter, Tally, Unreported};

@@ -231,7 +231,7 @@ impl Report<'_> {
                 break;
             }
             pr_warn_once!("the host does not say that it is done with a report\n");
-            sleep_us(LAST_RESORT_US, LAST_RESORT_US);
+            sleep_us(LAST_RESORT_US);
         }
     }
 }

@@ -7,6 +7,7 @@
 #include <linux/cpuhotplug.h>
 #include <linux/delay.h>
 #include <linux/gfp.h>
+#include <linux/jiffies.h>
 #include <linux/kvm_para.h>
 #include <linux/mm.h>
 #include <linux/page_reporting.h>
@@ -71,9 +72,10 @@ void dlh_guest_cpu_put(void)
 	put_cpu();
 }
 
-void dlh_guest_sleep(u32 us, u32 slack_us)
+/* A timer that may be a tick late is not the CPU's next one: the tick finds it expired. */
+void dlh_guest_sleep(u32 us, bool to_tick)
 {
-	usleep_range_idle(us, us + slack_us);
+	usleep_range_idle(us, us + (to_tick ? TICK_USEC : us));
 }
 
 bool dlh_guest_cpu_is_ours(void)

@@ -95,13 +95,30 @@ static unsigned long count_alike(struct page **pages, unsigned long found, bool 
 }
 
 /*
+ * Takes references to pages from address on, at most wanted, for as long as they are present; nothing is
+ * faulted in. The caller holds the mmap lock, and the VMA may be read: then -EFAULT says that nothing is there
+ * (or that a count has overflowed, which the kernel warns of).
+ *
+ * The fast variant costs a fifth a page, but fails on pages that are present, for a PROT_NONE of NUMA balancing,
+ * a protection key or a concurrent change. So what it does not find is looked for again, by the remote variant,
+ * which no protection key stops.
+ */
+static long get_present(struct mm_struct *mm, unsigned long address, unsigned long wanted,
+			struct page **pages)
+{
+	int found = 0;
+
+	if (mm == current->mm)
+		found = get_user_pages_fast_only(address, wanted, 0, pages);
+	if (found > 0)
+		return found;
+	return get_user_pages_remote(mm, address, wanted, FOLL_NOFAULT, pages, NULL);
+}
+
+/*
  * How many bytes from start on, at most bytes and at least one page, are not pinned, or are, or may be: pinned
- * says which. Only pages that are present are looked at, each first of page_bytes, nothing is faulted in: a
- * pinned page is never unmapped for migration or swap. The caller holds the mmap lock, and the VMA may be read:
- * then -EFAULT says that nothing is there (or that a count has overflowed, which the kernel warns of). Not the
- * fast variant: that one fails on pages that are present, for a PROT_NONE of NUMA balancing or a concurrent
- * change. The remote one, which no protection key stops. Many at a time: finding the VMA for each of them costs
- * more than all the rest.
+ * says which. Only pages that are present are looked at, each first of page_bytes: a pinned page is never
+ * unmapped for migration or swap. The caller holds the mmap lock, and the VMA may be read.
  */
 unsigned long dlh_pinned_front(struct mm_struct *mm, unsigned long start, unsigned long bytes,
 			       unsigned long page_bytes, bool *pinned)
@@ -117,7 +134,7 @@ unsigned long dlh_pinned_front(struct mm_struct *mm, unsigned long start, unsign
 
 		if (page_bytes == PAGE_SIZE)
 			wanted = min(ARRAY_SIZE(pages), (bytes - done) / PAGE_SIZE);
-		found = get_user_pages_remote(mm, start + done, wanted, FOLL_NOFAULT, pages, NULL);
+		found = get_present(mm, start + done, wanted, pages);
 		if (found == -EFAULT) {
 			done += page_bytes;
 			continue;
