@@ -87,10 +87,11 @@ def measure_all(guest: Guest, variant: Variant) -> None:
     full = hold_some(guest, variant.order)
     if variant.beside == "busy":
         guest.check("while :; do :; done > /dev/null 2>&1 &")
-    exits, before_ns = guest.kvm_stat("exits"), executed(guest.pid)
+    exits, interrupts, before_ns = guest.kvm_stat("exits"), guest.kvm_stat("irq_exits"), executed(guest.pid)
     footprint = free_some(guest, BUSY_WINDOW_S if variant.beside else WINDOW_S)
     figure("all_insns", executed(guest.pid) - before_ns)
     figure("all_exits", guest.kvm_stat("exits") - exits)
+    figure("interrupt_exits", guest.kvm_stat("irq_exits") - interrupts)
     back = full - footprint[-1][1]
     figure("back_mib", back)
     if variant.reporter in ("dlh", "balloon"):

@@ -161,11 +161,13 @@ def _reclaim(raw: Mapping[str, Raw]) -> Derived:
 
 def _reclaim_busy(raw: Mapping[str, Raw]) -> Derived:
     none = raw["reclaim/none-0-busy"]
-    yield "reclaim_busy_window_exits_none_o0", "exits", none["all_exits"]
     for reporter in REPORTERS:
         run, name = raw[f"reclaim/{reporter}-0-busy"], f"{reporter}_o0"
-        exits = (run["all_exits"] - none["all_exits"]) / (run["back_mib"] / 1024)
-        yield f"reclaim_busy_all_exits_per_gib_{name}", "exits", exits
+        gib = run["back_mib"] / 1024
+        interrupts = (run["interrupt_exits"] - none["interrupt_exits"]) / gib
+        yield f"reclaim_busy_interrupt_exits_per_gib_{name}", "exits", interrupts
+        exits = (run["all_exits"] - none["all_exits"]) / gib - interrupts
+        yield f"reclaim_busy_other_exits_per_gib_{name}", "exits", exits
         for percentile in ("p50", "p99"):
             yield f"reclaim_busy_latency_s_{name}_{percentile}", "s", run[f"seconds_{percentile}"]
 

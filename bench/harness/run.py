@@ -29,8 +29,8 @@ RESULTS = REPOSITORY / "bench/results.json"
 TIMEOUT_S = 1200
 ALL_MINUTES = 60
 # Each says how far it is more often; a guest that the emulation loses stands still, or spins, for ever.
-SILENCE_S = 75
-ATTEMPTS = 4
+SILENCE_S = 45
+ATTEMPTS = 6
 _HEADER = re.compile(r"^# (mem|smp|append|variants): (.*)$", re.MULTILINE)
 _print_lock = threading.Lock()
 
