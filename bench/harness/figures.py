@@ -143,6 +143,7 @@ def _reclaim(raw: Mapping[str, Raw]) -> Derived:
         empty = raw[f"reclaim/empty-{order}"]
         floor = (_guest_insns(empty) - idle_guest) / (empty["counted_reported_mib"] / 1024)
         yield f"reclaim_guest_insns_per_gib_empty_o{order}", RUN_NS, floor
+        guests = {"empty": floor}
         for reporter in REPORTERS:
             run, name = raw[f"reclaim/{reporter}-{order}"], f"{reporter}_o{order}"
             gib, counted_gib = run["back_mib"] / 1024, run["counted_back_mib"] / 1024
@@ -153,10 +154,13 @@ def _reclaim(raw: Mapping[str, Raw]) -> Derived:
             host = (run["all_insns"] - none["all_insns"]) / gib - guest
             yield f"reclaim_host_insns_per_gib_{name}", RUN_NS, host
             yield f"reclaim_guest_insns_per_gib_{name}", RUN_NS, guest
+            guests[reporter] = guest
             yield f"reclaim_window_insns_{name}", RUN_NS, run["all_insns"]
             yield f"reclaim_returned_mib_{name}", "MiB", run["back_mib"]
             for percentile in ("p50", "p99"):
                 yield f"reclaim_latency_s_{name}_{percentile}", "s", run[f"seconds_{percentile}"]
+        for who in ("empty", "dlh"):
+            yield f"reclaim_guest_ratio_{who}_to_balloon_o{order}", "", guests[who] / guests["balloon"]
 
 
 def _reclaim_busy(raw: Mapping[str, Raw]) -> Derived:

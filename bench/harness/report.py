@@ -30,7 +30,12 @@ def write(figures: Figures, environment: Mapping[str, str]) -> list[str]:
         return missing
     try:
         charts = {"calls": _calls(figures), "reclaim": _reclaim(figures), "churn": _churn(figures)}
-        tables = {"figures": _all(figures), "reclaim": _reclaim_table(figures), "churn": _churn_table(figures)}
+        tables = {
+            "figures": _all(figures),
+            "reclaim": _reclaim_table(figures),
+            "reclaim_busy": _reclaim_busy_table(figures),
+            "churn": _churn_table(figures),
+        }
     except KeyError as error:
         return [str(error.args[0])]
     CHARTS.mkdir(exist_ok=True)
@@ -78,6 +83,17 @@ def _reclaim_table(figures: Figures) -> str:
         "50 % of that, s",
         "99 % of that, s",
     )
+    return _table(head, rows)
+
+
+def _reclaim_busy_table(figures: Figures) -> str:
+    rows = [
+        (f"{_NAMES[reporter]}, order 0",
+         *(number(figures[f"reclaim_busy_{part}_per_gib_{reporter}_o0"].median) for part in ("other_exits", "interrupt_exits")),
+         *(number(figures[f"reclaim_busy_latency_s_{reporter}_o0_{p}"].median) for p in ("p50", "p99")))
+        for reporter in REPORTERS
+    ]  # fmt: skip
+    head = ("busy guest", "exits, not for interrupts", "for interrupts", "50 % of that, s", "99 % of that, s")
     return _table(head, rows)
 
 

@@ -188,7 +188,8 @@ class Results:
         page = "docs/performance.md"
         environments = {tuple(sorted(where.items())) for where in self._measured_in.values()}
         if len(environments) != 1:
-            return f"{page} is not renewed: measured in different environments, {self._measured_in}"
+            commits = " ".join(sorted({where.get("commit", "?") for where in self._measured_in.values()}))
+            return f"{page} is not renewed: not all of it was measured at one commit and in one environment ({commits})"
         here = dict(environments.pop())
         if here.get("commit", "-dirty").endswith("-dirty"):
             return f"{page} is not renewed: it is not known what was measured, there are changes that are not committed"
