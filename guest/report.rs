@@ -24,8 +24,10 @@ use crate::{
 
 /// The shortest and the longest that is slept between two looks, in microseconds. In between it is a quarter of
 /// what has been waited, so that pages are kept for hardly longer than the host needs.
-const FIRST_PAUSE_US: i64 = 100;
-const LONGEST_PAUSE_US: i64 = 250_000;
+///
+/// The first is longer than KVM polls for a vCPU that has halted (200 µs): one that wakes up sooner makes it poll longer.
+const FIRST_PAUSE_US: u32 = 250;
+const LONGEST_PAUSE_US: u32 = 250_000;
 
 /// How long pages stay unreported after a failure, in milliseconds; twice as long after each one more.
 const FIRST_RETRY_MS: u32 = 100;
@@ -95,8 +97,8 @@ impl FreePages {
     }
 
     /// Waits until the host is done with what was placed. It comes by at any exit of the ring's CPU,
-    /// and sleeping here makes for one if there is nothing else to do: then the sleep is short, as nobody
-    /// is interrupted by its end. Otherwise a tick ends it, which makes for no exit that there would not be.
+    /// and sleeping here makes for one if there is nothing else to do: then the sleep is short, as its end
+    /// hardly interrupts anybody. Otherwise a tick ends it, which makes for no exit that there would not be.
     ///
     /// # Errors
     ///
@@ -125,8 +127,8 @@ impl FreePages {
                 }
                 Progress::Working => {}
             }
-            let waited = begin.elapsed().as_micros_ceil();
-            let pause = (waited / 4).clamp(FIRST_PAUSE_US, LONGEST_PAUSE_US) as u32;
+            let quarter = u32::try_from(begin.elapsed().as_micros_ceil() / 4);
+            let pause = quarter.unwrap_or(u32::MAX).clamp(FIRST_PAUSE_US, LONGEST_PAUSE_US);
             if cpu_is_ours() {
                 sleep_us(pause);
             } else {

@@ -82,11 +82,16 @@ def entry_insns() -> float:
     return counted / entries
 
 
+def keep_busy(guest: Guest) -> None:
+    """From now on the guest computes all the time."""
+    guest.check("while :; do :; done > /dev/null 2>&1 &")
+
+
 def measure_all(guest: Guest, variant: Variant) -> None:
     """What all of it takes, and how soon memory is back."""
     full = hold_some(guest, variant.order)
-    if variant.beside == "busy":
-        guest.check("while :; do :; done > /dev/null 2>&1 &")
+    if variant.beside:
+        keep_busy(guest)
     exits, interrupts, before_ns = guest.kvm_stat("exits"), guest.kvm_stat("irq_exits"), executed(guest.pid)
     footprint = free_some(guest, BUSY_WINDOW_S if variant.beside else WINDOW_S)
     figure("all_insns", executed(guest.pid) - before_ns)
@@ -110,10 +115,14 @@ def measure_guest(guest: Guest, variant: Variant) -> None:
         before = (*counter.count(guest.pid), counter.asked(guest.pid) + guest.kvm_stat("hypercalls"))
         footprint = free_some(guest)
         after = (*counter.count(guest.pid), counter.asked(guest.pid) + guest.kvm_stat("hypercalls"))
+    back = full - footprint[-1][1]
     if variant.reporter == "empty":
-        figure("counted_reported_mib", empty_reported_mib(guest) - reported)
+        back = empty_reported_mib(guest) - reported
+        figure("counted_reported_mib", back)
     else:
-        figure("counted_back_mib", full - footprint[-1][1])
+        figure("counted_back_mib", back)
+    if variant.reporter != "none" and back < MIB / 8:
+        no_figure(f"only {back:.0f} MiB of {MIB // 2} were counted")
     for name, old, new in zip(("guest_insns", "guest_entries", "asked_exits"), before, after, strict=True):
         figure(name, new - old)
 
@@ -127,6 +136,8 @@ with variant.guest(GUEST_MIB) as guest:
     print("the guest is up", flush=True)
     if PROFILING:
         hold_some(guest, variant.order)
+        if variant.beside:
+            keep_busy(guest)
         with profiled(guest):
             free_some(guest)
         sys.exit()

@@ -78,10 +78,10 @@ Derived = Iterator[tuple[str, str, float]]
 
 
 def _if_there(part: Callable[[Mapping[str, Raw]], Derived], raw: Mapping[str, Raw]) -> Derived:
-    """What a part makes of a repeat, up to the first case that was not run."""
+    """What a part makes of a repeat, up to the first case that was not run, or has nothing to divide by."""
     try:
         yield from part(raw)
-    except KeyError:
+    except (KeyError, ZeroDivisionError):
         return
 
 
@@ -143,7 +143,8 @@ def _reclaim(raw: Mapping[str, Raw]) -> Derived:
         empty = raw[f"reclaim/empty-{order}"]
         floor = (_guest_insns(empty) - idle_guest) / (empty["counted_reported_mib"] / 1024)
         yield f"reclaim_guest_insns_per_gib_empty_o{order}", RUN_NS, floor
-        guests = {"empty": floor}
+        # Of equal windows, as the guest frees the same each time: what comes back of that varies.
+        guests = {"empty": _guest_insns(empty) - idle_guest}
         for reporter in REPORTERS:
             run, name = raw[f"reclaim/{reporter}-{order}"], f"{reporter}_o{order}"
             gib, counted_gib = run["back_mib"] / 1024, run["counted_back_mib"] / 1024
@@ -154,7 +155,7 @@ def _reclaim(raw: Mapping[str, Raw]) -> Derived:
             host = (run["all_insns"] - none["all_insns"]) / gib - guest
             yield f"reclaim_host_insns_per_gib_{name}", RUN_NS, host
             yield f"reclaim_guest_insns_per_gib_{name}", RUN_NS, guest
-            guests[reporter] = guest
+            guests[reporter] = _guest_insns(run) - idle_guest
             yield f"reclaim_window_insns_{name}", RUN_NS, run["all_insns"]
             yield f"reclaim_returned_mib_{name}", "MiB", run["back_mib"]
             for percentile in ("p50", "p99"):

@@ -40,7 +40,7 @@ def profiled(guest: Guest | None = None) -> Iterator[None]:
         kallsyms = Path("/proc/kallsyms").read_text()
         (RESULTS / "kallsyms").write_text(kallsyms)
         if guest:
-            modules = guest.check("sed -n '/dlh_guest\\|balloon/p' /proc/kallsyms")
+            modules = guest.check("sed -n '/dlh_guest\\|balloon\\|empty_reporter/p' /proc/kallsyms")
             core = "".join(line for line in kallsyms.splitlines(keepends=True) if "[" not in line)
             (RESULTS / "kallsyms.guest").write_text(core + modules)
         print("profile begin", flush=True)

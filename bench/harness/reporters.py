@@ -6,11 +6,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Self
 
 from vm.driver import CHURN, DRIVER, EAGER
-from vm.host import MODULES
 from vm.guest import Guest
+from vm.host import MODULES
 
 from .inside import PROFILING
-
 
 EMPTY = MODULES.parent / "test-modules/empty_reporter.ko"
 

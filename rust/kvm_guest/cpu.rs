@@ -61,15 +61,15 @@ pub fn tsc_khz() -> u32 {
     unsafe { bindings::dlh_guest_tsc_khz() }
 }
 
-/// Sleeps `us` to twice as many microseconds, without counting as load.
+/// Sleeps `us` microseconds, and up to an eighth more, without counting as load.
 pub fn sleep_us(us: u32) {
     // SAFETY: The worst that can come of sleeping where one must not is the scheduler's complaint,
     // as with the kernel crate's `fsleep()`.
     unsafe { bindings::dlh_guest_sleep(us, false) }
 }
 
-/// Sleeps `us` microseconds and on to the CPU's next timer tick, without counting as load, and without a timer
-/// interrupt of its own unless there is no tick.
+/// Sleeps `us` microseconds and at most a timer tick more, without counting as load: as a rule on to the CPU's next
+/// tick, without an interrupt of its own.
 pub fn sleep_to_tick(us: u32) {
     // SAFETY: As above.
     unsafe { bindings::dlh_guest_sleep(us, true) }

@@ -21,7 +21,7 @@ use kernel::{
 
 use crate::{cpu::sleep_us, hypercall, hypercall::HostError, LocalRing, Ring, FAULT_REPORT_EARLY};
 
-/// Milliseconds between the questions to a host whose answers leave open what it works on.
+/// Microseconds between the questions to a host whose answers leave open what it works on.
 const LAST_RESORT_US: u32 = 100_000;
 
 /// Why the host declines what it may execute at another time.

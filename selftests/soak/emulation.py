@@ -121,7 +121,8 @@ def main() -> None:
         insert_host_modules()
         arguments = {"modules": [f"{DRIVER} order=0 timeout_ms=300"], "append": EAGER["append"]}
     arguments["append"] += f" {options.append}"
-    arguments |= {"mem": f"{MIB}M", "cpu": options.cpu, "binaries": [CHURN], "start": EAGER["start"], "qemu": ["-no-shutdown"]}
+    arguments |= {"mem": f"{MIB}M", "cpu": options.cpu, "qemu": ["-no-shutdown"]}
+    arguments |= {"binaries": [CHURN], "start": EAGER["start"]}
     guests = [Guest(**arguments) for _ in range(options.guests)]
     for guest in guests:
         guest.wait_ready()

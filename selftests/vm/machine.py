@@ -152,7 +152,10 @@ class Machine:
                 *complete, rest = rest.split(b"\n")
                 for line in complete:
                     on_line(line.decode(errors="replace"))
-                hung = now > boot_deadline and not (self.share / "booted").exists()
+                booted = (self.share / "booted").exists()
+                if not booted:
+                    last = now
+                hung = now > boot_deadline and not booted
                 if ended or hung or now > min(deadline, last + self.options.silence):
                     if rest:
                         on_line(rest.decode(errors="replace"))

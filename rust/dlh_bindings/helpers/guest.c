@@ -72,10 +72,10 @@ void dlh_guest_cpu_put(void)
 	put_cpu();
 }
 
-/* A timer that may be a tick late is not the CPU's next one: the tick finds it expired. */
+/* A timer that may be a tick late is not the CPU's next one, and the tick finds it expired. */
 void dlh_guest_sleep(u32 us, bool to_tick)
 {
-	usleep_range_idle(us, us + (to_tick ? TICK_USEC : us));
+	usleep_range_idle(us, us + (to_tick ? TICK_USEC : us / 8));
 }
 
 bool dlh_guest_cpu_is_ours(void)

@@ -99,9 +99,9 @@ static unsigned long count_alike(struct page **pages, unsigned long found, bool 
  * faulted in. The caller holds the mmap lock, and the VMA may be read: then -EFAULT says that nothing is there
  * (or that a count has overflowed, which the kernel warns of).
  *
- * The fast variant costs a fifth a page, but fails on pages that are present, for a PROT_NONE of NUMA balancing,
- * a protection key or a concurrent change. So what it does not find is looked for again, by the remote variant,
- * which no protection key stops.
+ * The fast variant, which looks at current->mm only, finds no VMA for each page and takes no locks, but fails on
+ * pages that are present, for a PROT_NONE of NUMA balancing, a protection key or a concurrent change. So what it
+ * does not find is looked for again, by the remote variant, which no protection key stops.
  */
 static long get_present(struct mm_struct *mm, unsigned long address, unsigned long wanted,
 			struct page **pages)
