@@ -19,7 +19,7 @@ from pathlib import Path
 from vm.beside import Room, run_all
 from vm.machine import REPOSITORY, Machine, Options
 
-from . import figures, report
+from . import figures
 from .inside import NO_FIGURE
 from .profile import Profiler
 
@@ -65,7 +65,8 @@ def plan(names: list[str], repeats: int, wall: bool) -> list[Run]:
         header = dict(_HEADER.findall(known[case].read_text()))
         variants = header.get("variants", "").split() or [""]
         if only and only not in variants:
-            sys.exit(f"{case} has no variant {only}; there are {' '.join(variants) or 'none'}")
+            there = f"; there are {' '.join(variants)}" if variants[0] else "s"
+            sys.exit(f"{case} has no variant{there if there == 's' else ' ' + only + there}")
         counted = Options(
             smp=int(header.get("smp", 1)),
             icount=True,
@@ -93,7 +94,7 @@ def say(text: str) -> None:
 
 def execute(run: Run) -> dict[str, float]:
     """What a run has measured; empty if it failed. One that the emulation has lost a guest of, as it does now and then
-    (docs/testing.md), is begun anew; one that has come to an end with nothing to show is not."""
+    (docs/emulation.md), is begun anew; one that has come to an end with nothing to show is not."""
     for attempt in range(1, ATTEMPTS + 1):
         measured, again = _execute_once(run)
         if measured:
@@ -143,11 +144,13 @@ def show_profile(run: Run, millions: int) -> int:
 def environment() -> dict[str, str]:
     """What was measured, and on what."""
     qemu = subprocess.run(["qemu-system-x86_64", "--version"], check=True, capture_output=True, text=True).stdout
-    commit = subprocess.run(
-        ["git", "-c", "safe.directory=*", "-C", REPOSITORY, "describe", "--always", "--dirty"],
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
+    def git(*arguments: str) -> str:
+        command = ["git", "-c", "safe.directory=*", "-C", REPOSITORY, *arguments]
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+    # What is only read by people is not what was measured.
+    measured = ("--", ".", ":!docs", ":!*.md", ":!*.md.in")
+    commit = git("log", "-1", "--format=%h", *measured) + ("-dirty" if git("status", "--porcelain", *measured) else "")
     found = re.search(r"version (\S+)", qemu)
     return {"kernel": os.environ["KREL"], "qemu": found[1] if found else "", "commit": commit}
 
@@ -186,15 +189,25 @@ class Results:
     def report(self) -> str:
         """Renews docs/performance.md, if everything is there; says whether it was."""
         page = "docs/performance.md"
-        environments = {tuple(sorted(where.items())) for where in self._measured_in.values()}
-        if len(environments) != 1:
-            commits = " ".join(sorted({where.get("commit", "?") for where in self._measured_in.values()}))
-            return f"{page} is not renewed: not all of it was measured at one commit and in one environment ({commits})"
+        keys: dict[tuple[tuple[str, str], ...], list[str]] = {}
+        for key, where in self._measured_in.items():
+            keys.setdefault(tuple(sorted(where.items())), []).append(key)
+        if not keys:
+            return f"{page} is not renewed: nothing is measured yet"
+        if len(keys) != 1:
+            parts = (f"{' '.join(measured)} at {dict(where)}" for where, measured in keys.items())
+            return f"{page} is not renewed, as not all was measured at one commit and in one environment: {'; '.join(parts)}"
+        environments = set(keys)
         here = dict(environments.pop())
         if here.get("commit", "-dirty").endswith("-dirty"):
             return f"{page} is not renewed: it is not known what was measured, there are changes that are not committed"
         good = [run for runs in self._raw.values() for run in runs if run]
         lost = sum(int(run["attempts"]) - 1 for run in good)
+        if absent := [run.key for run in plan([], 1, wall=False) if run.key not in self._raw]:
+            return f"{page} is not renewed, not yet run at {here['commit']}: {' '.join(absent)}"
+        # Only here, as it needs pygal, which make bench brings.
+        from . import report
+
         if missing := report.write(self.figures(), {**here, "runs": str(len(good)), "lost": str(lost)}):
             return f"{page} is not renewed, missing: {' '.join(missing)}"
         return f"{page} and its charts are renewed"
@@ -202,14 +215,17 @@ class Results:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench/run", description="Runs the benchmarks.")
+    names = " ".join(path.stem for path in sorted(CASES.glob("*.py")))
     parser.add_argument("--repeats", type=int, default=3, help="how often each is run (3)")
     parser.add_argument("--cpus", type=int, default=0, help="how many processors to use (all)")
     parser.add_argument("--wall", action="store_true", help="by the clock, too: the default where KVM is real")
     parser.add_argument("--profile", action="store_true", help="show where the instructions of a case go, instead")
     parser.add_argument("--millions", type=int, default=50, help="of instructions to look at at most (50)")
     parser.add_argument("--report", action="store_true", help="measure nothing: only write docs/performance.md anew")
-    parser.add_argument("case", nargs="*", metavar="name", help="names, as in bench/cases, with or without /variant")
+    parser.add_argument("case", nargs="*", metavar="name", help=f"{names}, with or without /variant; all")
     arguments = parser.parse_args()
+    if arguments.repeats < 1:
+        parser.error("--repeats is 1 or more")
     if arguments.report:
         print(Results([]).report())
         return 0
@@ -218,8 +234,11 @@ def main() -> int:
     if arguments.profile:
         if len({run.key for run in runs}) != 1:
             parser.error("--profile takes one benchmark, and one of its variants")
+        if "profiled(" not in (CASES / f"{runs[0].case}.py").read_text():
+            parser.error(f"{runs[0].case} has no part that is profiled")
+        say(f"profiling {runs[0].key}, some minutes; all of it is in {LOGS.relative_to(REPOSITORY)}/profile-*/profile")
         return show_profile(runs[0], arguments.millions)
-    print(f"{len(runs)} runs; all benchmarks take perhaps {ALL_MINUTES} minutes on two CPUs", flush=True)
+    print(f"{len(runs)} runs; all {len(plan([], 3, wall=False))} take about {ALL_MINUTES} minutes on two CPUs", flush=True)
     started = time.monotonic()
     results = Results(runs)
     failed: list[str] = []

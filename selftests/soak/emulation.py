@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-# Not part of make test, see docs/testing.md:
+# Not part of make test, see docs/emulation.md:
 #     tools/l1 --mem 6G --timeout 500 --append nokaslr -- selftests/soak/emulation.py
 """Whose fault it is when a guest ends without a word: guests report single pages until some of them do.
 

@@ -78,7 +78,7 @@ ARGUMENTS: dict[str, Any] = {
     **EAGER,
     # Under QEMU's emulated SVM, a guest with high resolution timers was seen to hang after the host had been
     # suspended dozens of times: in a timer interrupt in the middle of its timekeeping's own update, which it
-    # makes with interrupts off. (Its calls were done, its worker idle; see also docs/testing.md.)
+    # makes with interrupts off. (Its calls were done, its worker idle; see also docs/emulation.md.)
     "append": f"{EAGER['append']} nohz=off highres=off",
 }
 for kind in ("suspend", "hibernate"):
