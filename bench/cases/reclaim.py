@@ -54,15 +54,19 @@ def free_some(guest: Guest, window_s: float = WINDOW_S) -> list[tuple[float, flo
     return footprint
 
 
-def hold_some(guest: Guest, order: int) -> float:
-    """The guest holds memory, and nothing is left over of what was before. Returns its footprint in MiB."""
+def hold_some(guest: Guest, variant: Variant) -> float:
+    """The guest holds memory, and nothing is left over of what was before. Returns its footprint in MiB. From now on a
+    busy guest computes all the time."""
     guest.check(f"rm -f {FILE}")
     quiet(guest)
-    if not hold(guest, MIB, f"holes {FILE} --run-kib {RUN_KIB[order]}"):
+    if not hold(guest, MIB, f"holes {FILE} --run-kib {RUN_KIB[variant.order]}"):
         raise RuntimeError(f"the guest has no {MIB} MiB")
     quiet(guest, 1)
     print(f"{MIB} MiB are in use", flush=True)
-    return guest.rss_kib() / 1024
+    footprint = guest.rss_kib() / 1024
+    if variant.beside == "busy":
+        guest.check("while :; do :; done > /dev/null 2>&1 &")
+    return footprint
 
 
 def empty_reported_mib(guest: Guest) -> float:
@@ -82,16 +86,9 @@ def entry_insns() -> float:
     return counted / entries
 
 
-def keep_busy(guest: Guest) -> None:
-    """From now on the guest computes all the time."""
-    guest.check("while :; do :; done > /dev/null 2>&1 &")
-
-
 def measure_all(guest: Guest, variant: Variant) -> None:
     """What all of it takes, and how soon memory is back."""
-    full = hold_some(guest, variant.order)
-    if variant.beside:
-        keep_busy(guest)
+    full = hold_some(guest, variant)
     exits, interrupts, before_ns = guest.kvm_stat("exits"), guest.kvm_stat("irq_exits"), executed(guest.pid)
     footprint = free_some(guest, BUSY_WINDOW_S if variant.beside else WINDOW_S)
     figure("all_insns", executed(guest.pid) - before_ns)
@@ -109,12 +106,16 @@ def measure_all(guest: Guest, variant: Variant) -> None:
 
 def measure_guest(guest: Guest, variant: Variant) -> None:
     """The guest's part of it."""
-    full = hold_some(guest, variant.order)
+    full = hold_some(guest, variant)
     reported = empty_reported_mib(guest) if variant.reporter == "empty" else 0
     with GuestInstructions() as counter:
-        before = (*counter.count(guest.pid), counter.asked(guest.pid) + guest.kvm_stat("hypercalls"))
+
+        def counts() -> tuple[int, int, int]:
+            return (*counter.count(guest.pid), counter.asked(guest.pid) + guest.kvm_stat("hypercalls"))
+
+        before = counts()
         footprint = free_some(guest)
-        after = (*counter.count(guest.pid), counter.asked(guest.pid) + guest.kvm_stat("hypercalls"))
+        after = counts()
     back = full - footprint[-1][1]
     if variant.reporter == "empty":
         back = empty_reported_mib(guest) - reported
@@ -135,9 +136,7 @@ if not PROFILING:
 with variant.guest(GUEST_MIB) as guest:
     print("the guest is up", flush=True)
     if PROFILING:
-        hold_some(guest, variant.order)
-        if variant.beside:
-            keep_busy(guest)
+        hold_some(guest, variant)
         with profiled(guest):
             free_some(guest)
         sys.exit()

@@ -138,28 +138,28 @@ def _guest_insns(run: Raw) -> float:
 def _reclaim(raw: Mapping[str, Raw]) -> Derived:
     for order in ORDERS:
         none = raw[f"reclaim/none-{order}"]
-        idle_guest = _guest_insns(none)
         yield f"reclaim_window_insns_none_o{order}", RUN_NS, none["all_insns"]
         empty = raw[f"reclaim/empty-{order}"]
-        floor = (_guest_insns(empty) - idle_guest) / (empty["counted_reported_mib"] / 1024)
+        # What the guest executes more in a window than without reports.
+        guests = {"empty": _guest_insns(empty) - _guest_insns(none)}
+        floor = guests["empty"] / (empty["counted_reported_mib"] / 1024)
         yield f"reclaim_guest_insns_per_gib_empty_o{order}", RUN_NS, floor
-        # Of equal windows, as the guest frees the same each time: what comes back of that varies.
-        guests = {"empty": _guest_insns(empty) - idle_guest}
         for reporter in REPORTERS:
             run, name = raw[f"reclaim/{reporter}-{order}"], f"{reporter}_o{order}"
             gib, counted_gib = run["back_mib"] / 1024, run["counted_back_mib"] / 1024
-            guest = (_guest_insns(run) - idle_guest) / counted_gib
+            guests[reporter] = _guest_insns(run) - _guest_insns(none)
+            guest = guests[reporter] / counted_gib
             asked = (run["asked_exits"] - none["asked_exits"]) / counted_gib
             yield f"reclaim_exits_per_gib_{name}", "exits", asked
             yield f"reclaim_all_exits_per_gib_{name}", "exits", (run["all_exits"] - none["all_exits"]) / gib
             host = (run["all_insns"] - none["all_insns"]) / gib - guest
             yield f"reclaim_host_insns_per_gib_{name}", RUN_NS, host
             yield f"reclaim_guest_insns_per_gib_{name}", RUN_NS, guest
-            guests[reporter] = _guest_insns(run) - idle_guest
             yield f"reclaim_window_insns_{name}", RUN_NS, run["all_insns"]
             yield f"reclaim_returned_mib_{name}", "MiB", run["back_mib"]
             for percentile in ("p50", "p99"):
                 yield f"reclaim_latency_s_{name}_{percentile}", "s", run[f"seconds_{percentile}"]
+        # Of equal windows, as the guest frees the same each time: what comes back of that varies.
         for who in ("empty", "dlh"):
             yield f"reclaim_guest_ratio_{who}_to_balloon_o{order}", "", guests[who] / guests["balloon"]
 

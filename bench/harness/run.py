@@ -27,6 +27,7 @@ CASES = REPOSITORY / "bench/cases"
 LOGS = REPOSITORY / "build/bench"
 RESULTS = REPOSITORY / "bench/results.json"
 TIMEOUT_S = 1200
+REPEATS = 3
 ALL_MINUTES = 60
 # Each says how far it is more often; a guest that the emulation loses stands still, or spins, for ever.
 SILENCE_S = 45
@@ -55,9 +56,14 @@ class Run:
         return f"{self.key.replace('/', '-')}-{self.repeat}"
 
 
+def known_cases() -> dict[str, Path]:
+    """The cases by their names."""
+    return {path.stem: path for path in sorted(CASES.glob("*.py"))}
+
+
 def plan(names: list[str], repeats: int, wall: bool) -> list[Run]:
     """All runs of the cases that are named, or of all; by the clock as well, if that means something here."""
-    known = {path.stem: path for path in sorted(CASES.glob("*.py"))}
+    known = known_cases()
     if unknown := [name for name in names if name.partition("/")[0] not in known]:
         sys.exit(f"no benchmark {' '.join(unknown)}; there are {' '.join(known)}")
     runs = []
@@ -65,8 +71,8 @@ def plan(names: list[str], repeats: int, wall: bool) -> list[Run]:
         header = dict(_HEADER.findall(known[case].read_text()))
         variants = header.get("variants", "").split() or [""]
         if only and only not in variants:
-            there = f"; there are {' '.join(variants)}" if variants[0] else "s"
-            sys.exit(f"{case} has no variant{there if there == 's' else ' ' + only + there}")
+            there_are = " ".join(variants)
+            sys.exit(f"{case} has no " + (f"variant {only}; there are {there_are}" if there_are else "variants"))
         counted = Options(
             smp=int(header.get("smp", 1)),
             icount=True,
@@ -143,11 +149,12 @@ def show_profile(run: Run, millions: int) -> int:
 
 def environment() -> dict[str, str]:
     """What was measured, and on what."""
-    qemu = subprocess.run(["qemu-system-x86_64", "--version"], check=True, capture_output=True, text=True).stdout
+
     def git(*arguments: str) -> str:
         command = ["git", "-c", "safe.directory=*", "-C", REPOSITORY, *arguments]
         return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
+    qemu = subprocess.run(["qemu-system-x86_64", "--version"], check=True, capture_output=True, text=True).stdout
     # What is only read by people is not what was measured.
     measured = ("--", ".", ":!docs", ":!*.md", ":!*.md.in")
     commit = git("log", "-1", "--format=%h", *measured) + ("-dirty" if git("status", "--porcelain", *measured) else "")
@@ -189,16 +196,15 @@ class Results:
     def report(self) -> str:
         """Renews docs/performance.md, if everything is there; says whether it was."""
         page = "docs/performance.md"
-        keys: dict[tuple[tuple[str, str], ...], list[str]] = {}
+        keys_by_environment: dict[tuple[tuple[str, str], ...], list[str]] = {}
         for key, where in self._measured_in.items():
-            keys.setdefault(tuple(sorted(where.items())), []).append(key)
-        if not keys:
+            keys_by_environment.setdefault(tuple(sorted(where.items())), []).append(key)
+        if not keys_by_environment:
             return f"{page} is not renewed: nothing is measured yet"
-        if len(keys) != 1:
-            parts = (f"{' '.join(measured)} at {dict(where)}" for where, measured in keys.items())
-            return f"{page} is not renewed, as not all was measured at one commit and in one environment: {'; '.join(parts)}"
-        environments = set(keys)
-        here = dict(environments.pop())
+        if len(keys_by_environment) > 1:
+            parts = "; ".join(f"{' '.join(keys)} at {dict(where)}" for where, keys in keys_by_environment.items())
+            return f"{page} is not renewed, as not all was measured at one commit and in one environment: {parts}"
+        here = dict(*keys_by_environment)
         if here.get("commit", "-dirty").endswith("-dirty"):
             return f"{page} is not renewed: it is not known what was measured, there are changes that are not committed"
         good = [run for runs in self._raw.values() for run in runs if run]
@@ -215,14 +221,13 @@ class Results:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="bench/run", description="Runs the benchmarks.")
-    names = " ".join(path.stem for path in sorted(CASES.glob("*.py")))
-    parser.add_argument("--repeats", type=int, default=3, help="how often each is run (3)")
+    parser.add_argument("--repeats", type=int, default=REPEATS, help=f"how often each is run ({REPEATS})")
     parser.add_argument("--cpus", type=int, default=0, help="how many processors to use (all)")
     parser.add_argument("--wall", action="store_true", help="by the clock, too: the default where KVM is real")
     parser.add_argument("--profile", action="store_true", help="show where the instructions of a case go, instead")
     parser.add_argument("--millions", type=int, default=50, help="of instructions to look at at most (50)")
     parser.add_argument("--report", action="store_true", help="measure nothing: only write docs/performance.md anew")
-    parser.add_argument("case", nargs="*", metavar="name", help=f"{names}, with or without /variant; all")
+    parser.add_argument("case", nargs="*", metavar="name", help=f"{' '.join(known_cases())}, with or without /variant; all")
     arguments = parser.parse_args()
     if arguments.repeats < 1:
         parser.error("--repeats is 1 or more")
@@ -234,11 +239,12 @@ def main() -> int:
     if arguments.profile:
         if len({run.key for run in runs}) != 1:
             parser.error("--profile takes one benchmark, and one of its variants")
-        if "profiled(" not in (CASES / f"{runs[0].case}.py").read_text():
+        if "profiled(" not in known_cases()[runs[0].case].read_text():
             parser.error(f"{runs[0].case} has no part that is profiled")
         say(f"profiling {runs[0].key}, some minutes; all of it is in {LOGS.relative_to(REPOSITORY)}/profile-*/profile")
         return show_profile(runs[0], arguments.millions)
-    print(f"{len(runs)} runs; all {len(plan([], 3, wall=False))} take about {ALL_MINUTES} minutes on two CPUs", flush=True)
+    whole = len(plan([], REPEATS, wall=False))
+    print(f"{len(runs)} runs; all {whole} take about {ALL_MINUTES} minutes on two CPUs", flush=True)
     started = time.monotonic()
     results = Results(runs)
     failed: list[str] = []

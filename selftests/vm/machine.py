@@ -141,7 +141,7 @@ class Machine:
     def _follow(self, qemu: subprocess.Popen[bytes], deadline: float, on_line: Callable[[str], None]) -> bool:
         """Passes on the output until QEMU ends; True if the time was up before, or L1 has not booted or is silent."""
         rest, last = b"", time.monotonic()
-        boot_deadline = time.monotonic() + BOOT_SECONDS
+        boot_deadline, booted = time.monotonic() + BOOT_SECONDS, False
         with self.output_log.open("rb") as output:
             while True:
                 # In this order: what was written before the end is still read.
@@ -152,9 +152,9 @@ class Machine:
                 *complete, rest = rest.split(b"\n")
                 for line in complete:
                     on_line(line.decode(errors="replace"))
-                booted = (self.share / "booted").exists()
                 if not booted:
-                    last = now
+                    # Silence begins with what the host under test was booted for.
+                    booted, last = (self.share / "booted").exists(), now
                 hung = now > boot_deadline and not booted
                 if ended or hung or now > min(deadline, last + self.options.silence):
                     if rest:
