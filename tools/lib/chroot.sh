@@ -57,7 +57,7 @@ in_root() {
 		PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 		HOME=/root LANG=C.UTF-8 TERM="${TERM:-dumb}"
 		DEBIAN_FRONTEND=noninteractive
-		CARGO_HOME=/cargo CARGO_TARGET_DIR=/cargo/target
+		CARGO_HOME=/cargo CARGO_TARGET_DIR=/src/kvm-dlh/build/cargo
 		CARGO_HTTP_CAINFO="$ca_inside" SSL_CERT_FILE="$ca_inside"
 	)
 	for name in http_proxy https_proxy ftp_proxy all_proxy no_proxy HTTP_PROXY HTTPS_PROXY \
