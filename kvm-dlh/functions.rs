@@ -13,24 +13,33 @@ use kernel::{
         Arc,
     },
 };
-use kvm_hooks::HypercallArgs;
+use kvm_hooks::{HypercallArgs, Killed};
 use kvm_vm::Vcpu;
 
-use crate::{host::Host, queue::VmQueue, ring::Ring, stats::Event};
+use crate::{failure::Failure, host::Host, queue::VmQueue, ring::Ring, stats::Event};
 
 /// Carries out one hypercall; returns RAX. On the vCPU's thread; may sleep.
-pub(crate) fn hypercall(host: &Arc<Host>, vcpu: &Vcpu, args: HypercallArgs) -> i64 {
+///
+/// # Errors
+///
+/// The task is being killed. The call is not over then: whoever runs the vCPU after that makes it again.
+pub(crate) fn hypercall(
+    host: &Arc<Host>,
+    vcpu: &Vcpu,
+    args: HypercallArgs,
+) -> Result<i64, Killed> {
     let queue = match host.queue_of_vcpu(vcpu) {
         Ok(queue) => queue,
-        Err(e) => return e.to_rax(),
+        Err(e) => return Ok(e.to_rax()),
     };
     queue.stats().count(Event::Hypercall);
     match dispatch(host, &queue, vcpu, args) {
-        Ok(rax) => rax,
-        Err(e) => {
+        Ok(rax) => Ok(rax),
+        Err(Failure::Call(e)) => {
             queue.stats().error(e.into());
-            e.to_rax()
+            Ok(e.to_rax())
         }
+        Err(Failure::Killed) => Err(Killed),
     }
 }
 
@@ -39,9 +48,9 @@ fn dispatch(
     queue: &Arc<VmQueue>,
     vcpu: &Vcpu,
     HypercallArgs { function, arg }: HypercallArgs,
-) -> Result<i64, CallError> {
+) -> Result<i64, Failure> {
     if vcpu.is_refused() {
-        return Err(CallError::Refused);
+        return Err(CallError::Refused.into());
     }
     match Function::try_from(function)? {
         Function::Features => {
@@ -52,29 +61,33 @@ fn dispatch(
         Function::RingSetup => set_up(host, queue, vcpu, arg),
         Function::RingTeardown => {
             let id = ring_id(arg[0])?;
-            if queue.remove_ring(id, Some(vcpu)) {
+            if queue.remove_ring(id, Some(vcpu))? {
                 Ok(0)
             } else {
-                Err(CallError::NoRing)
+                Err(CallError::NoRing.into())
             }
         }
         Function::Kick => {
             let ring = queue.ring(ring_id(arg[0])?).ok_or(CallError::NoRing)?;
             queue.stats().count(Event::Kick);
-            ring.kick(vcpu).map(|()| 0)
+            if ring.kick(vcpu)? {
+                Ok(0)
+            } else {
+                Err(CallError::NoRing.into())
+            }
         }
         Function::Call => {
             let call = Call::from_registers(arg[0], arg[1], arg[2])?;
-            let Status(status) = queue.insert(vcpu, &call);
+            let Status(status) = queue.insert(vcpu, &call)?;
             Ok(i64::from(status))
         }
         Function::Calls => {
             let [array, count, flags] = arg;
             if flags != 0 {
-                return Err(CallError::Argument);
+                return Err(CallError::Argument.into());
             }
             let ended = queue.insert_all(vcpu, Gpa(array), count)?;
-            i64::try_from(ended).map_err(|_| CallError::Size)
+            Ok(i64::try_from(ended).map_err(|_| CallError::Size)?)
         }
     }
 }
@@ -88,30 +101,30 @@ fn set_up(
     queue: &Arc<VmQueue>,
     vcpu: &Vcpu,
     [gpa, entries, flags]: [u64; 3],
-) -> Result<i64, CallError> {
+) -> Result<i64, Failure> {
     if flags != 0 {
-        return Err(CallError::Argument);
+        return Err(CallError::Argument.into());
     }
     let gpa = Gpa(gpa);
     if !gpa.is_page_aligned() {
-        return Err(CallError::Align);
+        return Err(CallError::Align.into());
     }
     let size = RingSize::try_from(entries)?;
     // What is refused costs the caller nothing, not even the ring it has.
     Ring::check_memory(vcpu, gpa, size)?;
-    queue.remove_ring(vcpu.index(), Some(vcpu));
+    queue.remove_ring(vcpu.index(), Some(vcpu))?;
     let ring = Ring::set_up(queue, vcpu, gpa, size)?;
     host.announce_ring(&ring).map_err(|_| CallError::NoMemory)?;
     if queue.add_ring(ring.clone()).is_err() {
         host.forget_ring(&ring);
-        return Err(CallError::NoMemory);
+        return Err(CallError::NoMemory.into());
     }
     // Whoever closes all rings sets the flag first: it has seen this ring, or this sees the flag.
     smp_mb(Full);
     if host.is_closing() {
-        queue.remove_ring(ring.id(), Some(vcpu));
-        return Err(CallError::Gone);
+        queue.remove_ring(ring.id(), Some(vcpu))?;
+        return Err(CallError::Gone.into());
     }
-    ring.follow(vcpu);
+    ring.follow();
     Ok(i64::from(ring.id()))
 }

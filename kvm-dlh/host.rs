@@ -20,7 +20,7 @@ use kernel::{
 };
 use kvm_hooks::{
     doorbell_barrier, synchronize_tasks, timer_tick, wait_for_task_works, Events, ExitProbes,
-    Hooks, HypercallArgs, Listening, Missing, Tick, Ticker,
+    Hooks, HypercallArgs, Killed, Listening, Missing, Tick, Ticker,
 };
 use kvm_registry::{Contexts, Owner, Published, Registry};
 use kvm_vm::{Vcpu, Vm, VmKey};
@@ -298,7 +298,11 @@ impl Running {
 }
 
 impl Events for Host {
-    fn hypercall(this: ArcBorrow<'_, Self>, vcpu: &Vcpu, call: HypercallArgs) -> i64 {
+    fn hypercall(
+        this: ArcBorrow<'_, Self>,
+        vcpu: &Vcpu,
+        call: HypercallArgs,
+    ) -> Result<i64, Killed> {
         functions::hypercall(&this.into(), vcpu, call)
     }
 

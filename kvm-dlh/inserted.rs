@@ -3,19 +3,19 @@
 //! Calls inserted by a trap: executed while their vCPU waits, on its thread or wherever their operation
 //! works.
 
-use core::mem::MaybeUninit;
-
 use dlh_abi::{Call, Error as CallError, Gpa, RawEntry, Status, MAX_CALLS};
 use kernel::{
     prelude::*,
     rbtree::{RBTree, RBTreeNode},
     sync::Arc,
 };
-use kvm_hooks::{may_go_on, wait_until, wake};
+use kvm_hooks::{may_go_on, wait_killable, wake, Killed};
 use kvm_registry::Outcome;
-use kvm_vm::{GuestWindow, Vcpu};
+use kvm_vm::{Absent, GuestWindow, Vcpu};
 
 use crate::{
+    failure::Failure,
+    patience::with_window,
     queue::{Caller, VmQueue, INSERTED},
     stats::Event,
 };
@@ -83,29 +83,41 @@ impl VmQueue {
     }
 
     /// Waits for the end of a call. May sleep, and be frozen.
-    fn end(&self, begun: Begun, call: &Call) -> Status {
+    ///
+    /// # Errors
+    ///
+    /// The task is being killed; nobody waits for the call any more.
+    fn end(&self, begun: Begun, call: &Call) -> Result<Status, Killed> {
         let status = match begun {
             Begun::Ended(status) => status,
             Begun::Pending(number) => {
-                wait_until(self, || self.inserted().lock().is_answered(number));
+                let answered =
+                    wait_killable(self, || self.inserted().lock().is_answered(number));
                 let noted = self.inserted().lock().0.remove_node(&number);
-                noted.and_then(|node| node.to_key_value().1).unwrap_or(CallError::Gone.into())
+                let status = noted.and_then(|node| node.to_key_value().1);
+                match (status, answered) {
+                    (Some(status), _) => status,
+                    (None, Ok(())) => CallError::Gone.into(),
+                    (None, Err(killed)) => {
+                        // Counted as declined: what becomes of it nobody hears.
+                        self.stats().ended(call.op, CallError::Gone.into());
+                        return Err(killed);
+                    }
+                }
             }
         };
         self.stats().ended(call.op, status);
-        status
+        Ok(status)
     }
 
     /// Executes what the vCPU has in its own ring: it was there first.
-    fn after_own_ring(&self, vcpu: &Vcpu) {
-        if let Some(ring) = self.ring(vcpu.index()) {
-            ring.come_first(vcpu);
-        }
+    fn after_own_ring(&self, vcpu: &Vcpu) -> Result<(), Killed> {
+        self.ring(vcpu.index()).map_or(Ok(()), |ring| ring.come_first(vcpu))
     }
 
     /// Executes a call to its end. On the vCPU's thread; may sleep.
-    pub(crate) fn insert(self: &Arc<Self>, vcpu: &Vcpu, call: &Call) -> Status {
-        self.after_own_ring(vcpu);
+    pub(crate) fn insert(self: &Arc<Self>, vcpu: &Vcpu, call: &Call) -> Result<Status, Killed> {
+        self.after_own_ring(vcpu)?;
         self.stats().count(Event::Inserted);
         let caller = Caller { vcpu, vcpu_id: vcpu.id(), feed: INSERTED, time: None };
         let begun = self.begin(&caller, call);
@@ -123,16 +135,16 @@ impl VmQueue {
         vcpu: &Vcpu,
         array: Gpa,
         count: u64,
-    ) -> Result<u64, CallError> {
+    ) -> Result<u64, Failure> {
         if count == 0 || count > MAX_CALLS {
-            return Err(CallError::Size);
+            return Err(CallError::Size.into());
         }
         if array.0 % RawEntry::BYTES as u64 != 0 {
-            return Err(CallError::Align);
+            return Err(CallError::Align.into());
         }
-        self.after_own_ring(vcpu);
+        self.after_own_ring(vcpu)?;
         let bytes = count * RawEntry::BYTES as u64;
-        // All of it must be there, or nothing is done.
+        // All of it must lie there, or nothing is done.
         with_array(vcpu, array, bytes, |_, _| Ok(()))?;
         let mut clock = self.host().budget().clock();
         clock.start();
@@ -140,19 +152,20 @@ impl VmQueue {
         while ended < count as usize && (ended == 0 || !clock.is_over() && may_go_on()) {
             let at = ended * RawEntry::BYTES;
             let some = BATCH.min(count as usize - ended);
-            let mut buffer = [const { MaybeUninit::<RawEntry>::uninit() }; BATCH];
+            let mut buffer = [RawEntry::default(); BATCH];
+            let entries = &mut buffer[..some];
             let read = with_array(vcpu, array, bytes, |window, first| {
-                window.read_entries(first + at, &mut buffer[..some])
+                window.copy_entries(first + at, entries)
             });
-            let entries = match read {
-                Ok(entries) => entries,
+            match read {
+                Ok(()) => {}
                 // What has ended has its status; the next call tells of the rest.
-                Err(_) if ended > 0 => break,
+                Err(Failure::Call(_)) if ended > 0 => break,
                 Err(e) => return Err(e),
-            };
+            }
             let mut begun = [Begun::Ended(Status::OK); BATCH];
             let mut handed_over = 0;
-            for (place, raw) in begun.iter_mut().zip(entries) {
+            for (place, raw) in begun.iter_mut().zip(&*entries) {
                 self.stats().count(Event::Inserted);
                 let time = Some(raw.time());
                 let caller = Caller { vcpu, vcpu_id: vcpu.id(), feed: INSERTED, time };
@@ -171,11 +184,17 @@ impl VmQueue {
             }
             // All are waited for before any answer is stored, which may fail. The memslots may change.
             let mut statuses = [Status::OK; BATCH];
+            let mut all = Ok(());
             for ((status, begun), raw) in
                 statuses.iter_mut().zip(begun).zip(&entries[..handed_over])
             {
-                *status = self.end(begun, &raw.named());
+                match self.end(begun, &raw.named()) {
+                    Ok(ended) => *status = ended,
+                    // The others are not waited for either, but must be forgotten.
+                    Err(killed) => all = Err(killed),
+                }
             }
+            all?;
             with_array(vcpu, array, bytes, |window, first| {
                 for (index, status) in statuses[..handed_over].iter().enumerate() {
                     let entry = first + at + index * RawEntry::BYTES;
@@ -189,20 +208,15 @@ impl VmQueue {
     }
 }
 
-/// Shows `work` the window onto the pages of an array, and where in it the array begins.
-///
-/// # Errors
-///
-/// [`CallError::Memory`] if it is not in one usable memslot, or `work` could not reach it.
+/// Shows `work` the window onto the pages of an array, and where in it the array begins. Context and errors as
+/// [`with_window`].
 fn with_array<T>(
     vcpu: &Vcpu,
     array: Gpa,
     bytes: u64,
-    work: impl FnOnce(&GuestWindow<'_>, usize) -> Result<T>,
-) -> Result<T, CallError> {
+    mut work: impl FnMut(&GuestWindow<'_>, usize) -> Result<T, Absent>,
+) -> Result<T, Failure> {
     let page = array.gfn().gpa();
     let first = array.0 - page.0;
-    let slots = vcpu.vm().memslots();
-    let window = GuestWindow::open(&slots, page, first + bytes).map_err(|_| CallError::Memory)?;
-    work(&window, first as usize).map_err(|_| CallError::Memory)
+    with_window(vcpu, page, first + bytes, |window| work(window, first as usize))
 }

@@ -11,7 +11,10 @@ use kernel::{
     sync::{Arc, Mutex, SpinLock},
     workqueue::{self, Work, WorkItem},
 };
-use kvm_hooks::inline_atomic::{AtomicBool, AtomicU32, Ordering};
+use kvm_hooks::{
+    inline_atomic::{AtomicBool, AtomicU32, Ordering},
+    Killed,
+};
 use kvm_registry::{Calls, Contexts, Feed, Outcome};
 use kvm_vm::{Vcpu, Vm, VmKey};
 
@@ -194,10 +197,14 @@ impl VmQueue {
         Ok(())
     }
 
-    /// Detaches a ring and forgets it. May sleep.
-    pub(crate) fn remove_ring(&self, id: u32, vcpu: Option<&Vcpu>) -> bool {
-        let Some(ring) = self.ring(id) else { return false };
-        ring.close(vcpu);
+    /// Detaches a ring and forgets it. May sleep; on the thread of `vcpu`, or without one.
+    ///
+    /// # Errors
+    ///
+    /// The thread of `vcpu` is being killed. The ring is detached, and may be worked on.
+    pub(crate) fn remove_ring(&self, id: u32, vcpu: Option<&Vcpu>) -> Result<bool, Killed> {
+        let Some(ring) = self.ring(id) else { return Ok(false) };
+        ring.close(vcpu.is_some())?;
         if let Some(vcpu) = vcpu {
             ring.retire(vcpu.vm());
         }
@@ -211,7 +218,7 @@ impl VmQueue {
             }
         };
         drop(removed);
-        true
+        Ok(true)
     }
 
     /// Detaches all rings. May sleep.
@@ -219,9 +226,10 @@ impl VmQueue {
         loop {
             let first = self.rings.lock().iter().next().map(|(id, _)| *id);
             match first {
-                Some(id) => self.remove_ring(id, None),
+                // Nobody kills whom no vCPU is given.
+                Some(id) => drop(self.remove_ring(id, None)),
                 None => break,
-            };
+            }
         }
     }
 

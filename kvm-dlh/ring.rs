@@ -11,10 +11,10 @@ use kernel::{
     task::Task,
 };
 use kvm_hooks::{
-    inline_atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-    kick, random_cookie, Deferred, Listening, TaskWork, Watch,
+    inline_atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    kick, random_cookie, Deferred, Killed, Listening, TaskWork, Watch,
 };
-use kvm_vm::{GuestWindow, Place, Vcpu, VcpuKey, VcpuRef, Vm};
+use kvm_vm::{Absent, Place, Vcpu, VcpuKey, VcpuRef, Vm};
 use rcu_table::Reader;
 
 mod drain;
@@ -22,7 +22,13 @@ mod finish;
 mod state;
 mod unfinished;
 
-use crate::{host::Host, queue::VmQueue, stats::Event};
+use crate::{
+    failure::Failure,
+    host::Host,
+    patience::with_window,
+    queue::VmQueue,
+    stats::Event,
+};
 use finish::Late;
 use state::State;
 use unfinished::Unfinished;
@@ -48,6 +54,8 @@ pub(crate) struct Ring {
     drain: Mutex<Place>,
     #[pin]
     state: Mutex<State>,
+    /// `done` as the guest has been shown it: a copy of what `state` says, for those who wait.
+    shown: AtomicU32,
     #[pin]
     unfinished: Unfinished,
     /// Completed on threads that are not the VMM's, and not ended yet.
@@ -76,33 +84,49 @@ enum Detached {
     Broken,
 }
 
-impl From<Broken> for Detached {
+/// Why a look at a ring came no further.
+#[derive(Clone, Copy, Debug)]
+enum Stopped {
+    /// Some of its memory is not there.
+    Absent(Absent),
+    /// The ring is to be detached.
+    Detached(Detached),
+}
+
+impl From<Absent> for Stopped {
+    fn from(absent: Absent) -> Self {
+        Self::Absent(absent)
+    }
+}
+
+impl From<Detached> for Stopped {
+    fn from(why: Detached) -> Self {
+        Self::Detached(why)
+    }
+}
+
+impl From<Broken> for Stopped {
     fn from(_: Broken) -> Self {
-        Self::Broken
+        Self::Detached(Detached::Broken)
     }
 }
 
-impl From<kvm_vm::SlotError> for Detached {
+impl From<kvm_vm::SlotError> for Stopped {
     fn from(_: kvm_vm::SlotError) -> Self {
-        Self::Memory
-    }
-}
-
-impl From<Error> for Detached {
-    fn from(_: Error) -> Self {
-        Self::Memory
+        Self::Detached(Detached::Memory)
     }
 }
 
 impl Ring {
     /// Whether a ring could lie at `gpa`. On the vCPU's thread; may sleep.
-    pub(crate) fn check_memory(vcpu: &Vcpu, gpa: Gpa, size: RingSize) -> Result<(), CallError> {
-        let slots = vcpu.vm().memslots();
-        let window = GuestWindow::open(&slots, gpa, size.bytes()).map_err(|_| CallError::Memory)?;
-        // The first and the last word stand for all: the slot is one piece.
-        let last = size.slot_offset(size.get() - 1) as usize;
-        let reachable = window.read_u32(header::TAIL).and(window.read_u64(last));
-        reachable.map(drop).map_err(|_| CallError::Memory)
+    pub(crate) fn check_memory(vcpu: &Vcpu, gpa: Gpa, size: RingSize) -> Result<(), Failure> {
+        with_window(vcpu, gpa, size.bytes(), |window| {
+            // The first and the last word stand for all: the slot is one piece.
+            let last = size.slot_offset(size.get() - 1) as usize;
+            window.read_u32(header::TAIL)?;
+            window.read_u64(last)?;
+            Ok(())
+        })
     }
 
     /// Makes the ring at `gpa` for `vcpu`, and writes the host's part of its header. On the vCPU's
@@ -112,18 +136,17 @@ impl Ring {
         vcpu: &Vcpu,
         gpa: Gpa,
         size: RingSize,
-    ) -> Result<Arc<Self>, CallError> {
-        let slots = vcpu.vm().memslots();
-        let mut place = Place::find(&slots, gpa, size.bytes()).map_err(|_| CallError::Memory)?;
-        let window = place.open(&slots).map_err(|_| CallError::Memory)?;
-        let unreachable = |_: Error| CallError::Memory;
+    ) -> Result<Arc<Self>, Failure> {
         let no_memory = |_: Error| CallError::NoMemory;
-
-        let start = window.read_u32(header::TAIL).map_err(unreachable)?;
-        let watch = Watch::new(&window, start).map_err(unreachable)?;
+        let known = {
+            let slots = vcpu.vm().memslots();
+            Place::find(&slots, gpa, size.bytes()).map_err(|_| CallError::Memory)?
+        };
+        let start = with_window(vcpu, gpa, size.bytes(), |window| window.read_u32(header::TAIL))?;
+        let watch = Watch::new(vcpu.vm(), known.hva(), start).map_err(no_memory)?;
         let listening = queue.host().listen().map_err(no_memory)?;
         let state = State::new(Consumer::new(size, random_cookie(), start)).map_err(no_memory)?;
-        let known = &place;
+        let known = &known;
         let ring = Arc::pin_init(
             pin_init!(Self {
                 queue: queue.clone(),
@@ -137,6 +160,7 @@ impl Ring {
                 work: TaskWork::new(),
                 drain <- new_mutex!(*known),
                 state <- new_mutex!(state),
+                shown: AtomicU32::new(start),
                 unfinished <- Unfinished::new(),
                 late <- new_mutex!(KVec::new()),
                 task: AtomicUsize::new(0),
@@ -147,7 +171,7 @@ impl Ring {
             GFP_KERNEL_ACCOUNT,
         )
         .map_err(no_memory)?;
-        ring.state.lock().introduce(&window).map_err(unreachable)?;
+        with_window(vcpu, gpa, size.bytes(), |window| ring.state.lock().introduce(window))?;
         Ok(ring)
     }
 
@@ -211,27 +235,42 @@ impl Ring {
         }
     }
 
-    /// Executes what is visible to its end, and shows it. On a vCPU thread of the VM; may sleep.
-    pub(crate) fn kick(self: &Arc<Self>, vcpu: &Vcpu) -> Result<(), CallError> {
+    /// Executes what is visible to its end, and shows it. What becomes visible meanwhile does not make it
+    /// longer. On a vCPU thread of the VM; may sleep. Whether the ring is live after that.
+    pub(crate) fn kick(self: &Arc<Self>, vcpu: &Vcpu) -> Result<bool, Killed> {
         if self.vcpu == vcpu.key() {
-            self.follow(vcpu);
+            self.follow();
         }
-        self.drain_all(vcpu);
-        self.settle(Some(vcpu));
-        if self.is_live() {
-            Ok(())
-        } else {
-            Err(CallError::NoRing)
+        self.drain_and_settle(vcpu)?;
+        Ok(self.is_live())
+    }
+
+    /// Takes what is visible, and waits for its end. A task that is being killed takes the ring with it: nobody
+    /// else would end what it leaves.
+    fn drain_and_settle(&self, vcpu: &Vcpu) -> Result<(), Killed> {
+        let settled = self.drain_all(vcpu).and_then(|goal| self.settle(vcpu, goal));
+        if settled.is_err() {
+            self.abandon();
         }
+        settled
     }
 
     /// Executes what is visible before something that was asked for later, if this is the ring of `vcpu`.
     /// On the vCPU's thread; may sleep.
-    pub(crate) fn come_first(self: &Arc<Self>, vcpu: &Vcpu) {
+    pub(crate) fn come_first(self: &Arc<Self>, vcpu: &Vcpu) -> Result<(), Killed> {
         if self.vcpu == vcpu.key() {
-            self.follow(vcpu);
-            self.drain_all(vcpu);
+            self.follow();
+            self.drain_all(vcpu)?;
         }
+        Ok(())
+    }
+
+    /// Notes what the guest has been shown, for those who wait for it.
+    #[inline]
+    fn note_shown(&self, state: &State) {
+        // Pairs with the acquire in `has_settled`, which relies on nothing else that was written before.
+        self.shown.store(state.shown(), Ordering::Release);
+        self.unfinished.tell();
     }
 
     /// The thread under which it stands in the table of tasks, or 0.
@@ -242,15 +281,15 @@ impl Ring {
 
     /// Has the return of this thread to the VMM lead here. May sleep.
     #[inline]
-    pub(crate) fn follow(self: &Arc<Self>, vcpu: &Vcpu) {
+    pub(crate) fn follow(self: &Arc<Self>) {
         let task = Task::current_raw() as usize;
         if self.task() != task {
-            self.move_to(vcpu, task);
+            self.move_to(task);
         }
     }
 
     #[cold]
-    fn move_to(self: &Arc<Self>, vcpu: &Vcpu, task: usize) {
+    fn move_to(self: &Arc<Self>, task: usize) {
         // Nothing is entered into the table once the ring is closed: see `close()`.
         let drain = self.drain.lock();
         let host = self.queue.host();
@@ -262,28 +301,44 @@ impl Ring {
         drop(drain);
         drop(former);
         if !known {
-            // The return to the VMM would go unnoticed: no entry may be left pending then.
-            self.close(Some(vcpu));
+            // The return to the VMM would go unnoticed: no entry may be left pending then. If the task is
+            // being killed, none is of use to anybody.
+            let _ = self.close(true);
         }
     }
 
-    /// Takes nothing more. The guest's memory is not touched: it may be anything by now.
+    /// Takes nothing more. The guest's memory is not touched: it may be anything by now. The state must not be
+    /// locked.
     fn detach(&self, why: Detached) {
-        if matches!(why, Detached::Broken) {
-            self.queue.stats().count(Event::RingBroken);
+        let event = match why {
+            Detached::Broken => Event::RingBroken,
+            Detached::Memory => Event::RingLost,
+        };
+        if self.live.swap(false, Ordering::AcqRel) {
+            self.queue.stats().count(event);
         }
-        self.live.store(false, Ordering::Release);
+        self.end_late_unshown();
         self.unfinished.forget_left_behind();
+        self.unfinished.tell();
     }
 
-    /// Detaches the ring in good order: on return nothing of it is, or will be, worked on. May sleep.
-    pub(crate) fn close(&self, vcpu: Option<&Vcpu>) {
+    /// Detaches the ring without waiting for what is worked on: it ends wherever it is completed, and the
+    /// guest hears nothing of that. May sleep, but not for the VMM.
+    fn abandon(&self) {
         {
             let _drain = self.drain.lock();
             self.live.store(false, Ordering::Release);
         }
-        self.settle(vcpu);
+        self.end_late_unshown();
         self.unfinished.forget_left_behind();
+        self.unfinished.tell();
+    }
+
+    /// Detaches the ring in good order: on return nothing of it is, or will be, worked on. May sleep; killable
+    /// if the current thread is a vCPU's.
+    pub(crate) fn close(&self, killable: bool) -> Result<(), Killed> {
+        self.abandon();
+        self.settle_detached(killable)
     }
 
     /// Its state in one line.
@@ -325,11 +380,11 @@ impl Deferred for Ring {
     fn run(this: Arc<Self>, vcpu: VcpuRef) {
         // Another vCPU than the ring's own is here only on behalf of one that has left.
         if vcpu.runs_here() && vcpu.key() == this.vcpu {
-            this.follow(&vcpu);
-            let drained = this.drain(&vcpu, this.queue.host().budget());
+            this.follow();
+            let drained = this.drain(&vcpu);
             // What is left waits for the next exit, of which a vCPU that waits makes none.
-            if drained.is_partial() && vcpu.will_block() {
-                this.drain_all(&vcpu);
+            if drained.is_partial() && vcpu.will_block() && this.drain_all(&vcpu).is_err() {
+                this.abandon();
             }
         } else {
             this.leave(&vcpu);
@@ -344,13 +399,12 @@ impl Ring {
     fn leave(&self, vcpu: &Vcpu) {
         if !vcpu.vm().is_current() {
             // The thread is ending and has given its memory up: nobody can look for it any more.
-            self.close(None);
+            self.abandon();
             return;
         }
-        // Another thread may run the vCPU by now: this one does not take the ring over from it.
-        self.drain_all(vcpu);
-        self.settle(Some(vcpu));
-        // A task that is being killed may have left some: they must not keep the VM.
+        // Another thread may run the vCPU by now: this one does not take the ring over from it. A task that is
+        // being killed has abandoned it.
+        let _ = self.drain_and_settle(vcpu);
         self.unfinished.forget_left_behind();
     }
 }

@@ -30,8 +30,16 @@ const ERROR_NAMES: [&str; 11] = [
 ];
 
 /// Names of the [`Event`]s, in their order.
-const EVENT_NAMES: [&str; 7] =
-    ["inserted", "drains", "kicks", "hypercalls", "rings_set_up", "rings_broken", "defer_kicks"];
+const EVENT_NAMES: [&str; 8] = [
+    "inserted",
+    "drains",
+    "kicks",
+    "hypercalls",
+    "rings_set_up",
+    "rings_broken",
+    "rings_lost",
+    "defer_kicks",
+];
 
 /// The counters of a VM. Any context.
 pub(crate) struct Stats {
@@ -66,6 +74,8 @@ pub(crate) enum Event {
     RingSetUp,
     /// A ring was detached because of what was found in it.
     RingBroken,
+    /// A ring was detached because its memory had gone, or did not come.
+    RingLost,
     /// A vCPU was made to exit because an entry had waited for long.
     DeferKick,
 }

@@ -4,18 +4,19 @@
 
 use core::mem::MaybeUninit;
 
-use dlh_abi::{Call, Operation, RawEntry, Status};
+use dlh_abi::{Call, Operation, RawEntry, Status, PAGE_SIZE};
 use kernel::{
     prelude::*,
     sync::lock::{mutex::MutexBackend, Guard},
 };
-use kvm_hooks::may_go_on;
+use kvm_hooks::{inline_atomic::Ordering, may_go_on, Killed};
 use kvm_registry::{Calls, Outcome};
-use kvm_vm::{GuestWindow, Memslots, Place, Vcpu};
+use kvm_vm::{Absent, GuestWindow, Memslots, Place, Presence, Vcpu};
 
-use super::{state::State, Detached, Ring};
+use super::{finish::Late, state::State, Detached, Ring, Stopped};
 use crate::{
     budget::{Budget, Clock},
+    patience::{GivenUp, Patience},
     queue::{Caller, VmQueue},
     stats::Event,
 };
@@ -26,19 +27,21 @@ const BATCH: usize = 32;
 /// Entries that are more than a NOP, between two looks at the clock.
 const CLOCK_ENTRIES: u32 = 8;
 
-/// What a drain came to.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Drained {
-    /// Entries taken.
-    taken: u32,
-    /// Visible entries that were not.
-    left: u32,
+/// Where a drain has come to.
+#[derive(Clone, Copy)]
+pub(super) enum Drained {
+    /// Every entry before `position` is taken; `left` visible ones from there on are not.
+    To { position: u32, left: u32 },
+    /// No further than to memory that is not there.
+    Absent(Absent),
+    /// Nothing is taken from the ring any more.
+    Detached,
 }
 
 impl Drained {
-    /// Whether visible entries were left in the ring.
+    /// Whether visible entries may have been left in the ring.
     pub(super) fn is_partial(self) -> bool {
-        self.left > 0
+        matches!(self, Self::To { left: 1.., .. } | Self::Absent(_))
     }
 }
 
@@ -46,46 +49,90 @@ impl Drained {
 type Locked<'a> = Guard<'a, State, MutexBackend>;
 
 impl Ring {
-    /// Takes and executes what is visible, in as many drains as it takes, others getting their turn in
-    /// between. What becomes visible meanwhile may be left. On a thread of the VMM; may sleep.
-    pub(super) fn drain_all(&self, vcpu: &Vcpu) {
+    /// Takes and executes what is visible now, in as many drains as it takes, others getting their turn in
+    /// between. What becomes visible meanwhile may be left. Returns the position before which everything is
+    /// taken, if the ring is still live. On a thread of the VMM; may sleep.
+    pub(super) fn drain_all(&self, vcpu: &Vcpu) -> Result<u32, Killed> {
         let budget = self.queue.host().budget();
-        let mut left = self.drain(vcpu, budget).left;
-        while left > 0 && may_go_on() {
-            let some = Budget { entries: budget.entries.min(left), ..*budget };
-            let Drained { taken, .. } = self.drain(vcpu, &some);
-            if taken == 0 {
-                break;
+        let mut goal = None;
+        let mut patience = Patience::new();
+        loop {
+            match self.drain_once(vcpu, budget, goal) {
+                Drained::To { position, left } => {
+                    let goal = *goal.get_or_insert(position.wrapping_add(left));
+                    if goal.wrapping_sub(position) as i32 <= 0 {
+                        return Ok(goal);
+                    }
+                }
+                Drained::Absent(absent) => match patience.ask(absent, vcpu.vm()) {
+                    Ok(()) => {}
+                    Err(GivenUp::Never) => self.detach(Detached::Memory),
+                    Err(GivenUp::Killed) => return Err(Killed),
+                },
+                Drained::Detached => return Ok(self.shown.load(Ordering::Relaxed)),
             }
-            left = left.saturating_sub(taken);
+            if !may_go_on() {
+                return Err(Killed);
+            }
         }
     }
 
-    /// Takes and executes what is visible, up to `budget`. On a thread of the VMM; may sleep.
-    pub(super) fn drain(&self, vcpu: &Vcpu, budget: &Budget) -> Drained {
+    /// Takes and executes what is visible, up to the budget, as far as memory is there: what is not is asked
+    /// for, and left to the next exit. On a thread of the VMM; may sleep.
+    pub(super) fn drain(&self, vcpu: &Vcpu) -> Drained {
+        let budget = self.queue.host().budget();
+        // The ring's pages, and one for what changes meanwhile.
+        for _ in 0..=self.size.bytes().div_ceil(PAGE_SIZE) {
+            match self.drain_once(vcpu, budget, None) {
+                Drained::Absent(absent) => match absent.fetch(vcpu.vm()) {
+                    Presence::Here => {}
+                    Presence::NotYet => return Drained::Absent(absent),
+                    Presence::Never => {
+                        self.detach(Detached::Memory);
+                        return Drained::Detached;
+                    }
+                },
+                drained => return drained,
+            }
+        }
+        // It comes and goes, or cannot be accessed although it is there.
+        self.detach(Detached::Memory);
+        Drained::Detached
+    }
+
+    /// Takes and executes what is visible, up to `budget`, and to the position `goal`. On a thread of the VMM;
+    /// may sleep, but not for the VMM.
+    fn drain_once(&self, vcpu: &Vcpu, budget: &Budget, goal: Option<u32>) -> Drained {
         let mut place = self.drain.lock();
         if !self.is_live() {
-            return Drained::default();
+            return Drained::Detached;
         }
         self.queue.stats().count(Event::Drain);
         let vm = vcpu.vm();
         self.watch.begin_look(vm);
+        self.watch.keep_armed(vm);
+        let ended = if self.unfinished.is_none() { Ok(()) } else { self.end_late(vcpu) };
         let slots = vm.memslots();
-        if !self.unfinished.is_none() {
-            self.end_late(Some(vcpu));
-        }
-        let drained = match self.look(vcpu, &slots, &mut place, budget) {
-            Ok(drained) => drained,
-            Err(why) => {
-                self.detach(why);
-                Drained::default()
-            }
+        let looked = match ended {
+            Ok(()) => self.look(vcpu, &slots, &mut place, budget, goal),
+            Err(absent) => Err(absent.into()),
         };
         drop(slots);
-        if drained.left > 0 || !self.unfinished.is_none() {
+        let drained = match looked {
+            Ok(drained) => drained,
+            Err(Stopped::Absent(absent)) => {
+                self.watch.look_again();
+                Drained::Absent(absent)
+            }
+            Err(Stopped::Detached(why)) => {
+                self.detach(why);
+                Drained::Detached
+            }
+        };
+        if drained.is_partial() || !self.unfinished.is_none() {
             // Only the thread that runs the ring's vCPU comes by here again before the VMM runs.
             let comes_back = vcpu.key() == self.vcpu && vcpu.is_in_run() && self.is_live();
-            self.unfinished.leave_behind(vcpu, drained.left > 0 && comes_back);
+            self.unfinished.leave_behind(vcpu, drained.is_partial() && comes_back);
         }
         drained
     }
@@ -98,35 +145,47 @@ impl Ring {
         slots: &Memslots<'_>,
         place: &mut Place,
         budget: &Budget,
-    ) -> Result<Drained, Detached> {
+        goal: Option<u32>,
+    ) -> Result<Drained, Stopped> {
         let window = place.open(slots)?;
-        self.watch.keep_armed(&window)?;
         let mut state = self.state.lock();
         let words = window.read_ring_words()?;
         let waiting = state.waiting(&words)?;
         let mut to_take = waiting.min(budget.entries);
+        if let Some(goal) = goal {
+            // Another thread may have come further.
+            let ahead = goal.wrapping_sub(state.consumer().collected());
+            to_take = if ahead as i32 > 0 { to_take.min(ahead) } else { 0 };
+        }
         let mut clock = budget.clock();
         if to_take as usize > BATCH {
             clock.start();
         }
+        let mut stopped = Ok(());
         while to_take > 0 {
             let (taken, result);
             (state, taken, result) = self.take_run(vcpu, &window, state, to_take, &mut clock);
             to_take -= taken;
             if let Err(why) = result {
-                let lost = words.tail.wrapping_sub(state.consumer().collected());
-                self.queue.stats().lost(lost);
-                return Err(why);
+                if let Stopped::Detached(_) = why {
+                    let lost = words.tail.wrapping_sub(state.consumer().collected());
+                    self.queue.stats().lost(lost);
+                    return Err(why);
+                }
+                stopped = Err(why);
+                break;
             }
             if to_take > 0 && clock.is_over() {
                 break;
             }
         }
+        // What was taken is shown, wherever it stopped.
         state.show(&window)?;
-        let collected = state.consumer().collected();
-        self.watch.end_look(collected);
-        let left = words.tail.wrapping_sub(collected);
-        Ok(Drained { taken: waiting - left, left })
+        self.note_shown(&state);
+        stopped?;
+        let position = state.consumer().collected();
+        self.watch.end_look(position);
+        Ok(Drained::To { position, left: words.tail.wrapping_sub(position) })
     }
 
     /// Takes and executes entries that lie side by side, at most `want` and [`BATCH`] of them; returns how
@@ -139,7 +198,7 @@ impl Ring {
         mut state: Locked<'a>,
         want: u32,
         clock: &mut Clock,
-    ) -> (Locked<'a>, u32, Result<(), Detached>) {
+    ) -> (Locked<'a>, u32, Result<(), Stopped>) {
         let run = state.consumer().next_run(want.min(BATCH as u32));
         let offset = state.consumer().size().slot_offset(run.slot) as usize;
         let mut buffer = [const { MaybeUninit::<RawEntry>::uninit() }; BATCH];
@@ -168,7 +227,7 @@ impl Ring {
         mut state: Locked<'a>,
         entries: &[RawEntry],
         clock: &mut Clock,
-    ) -> (Locked<'a>, u32, Result<(), Detached>) {
+    ) -> (Locked<'a>, u32, Result<(), Stopped>) {
         clock.start();
         // With something else among them, this may not be a ring any more: nothing is written then.
         let intact = state.consumer().are_next(entries);
@@ -189,16 +248,20 @@ impl Ring {
                     None => operations.execute(&caller, state, collected.position, &call),
                 },
             };
-            state.executed_all();
             if let Some(status) = ended {
-                self.queue.stats().ended(Operation(raw.op), status);
+                let late = Late { position: collected.position, op: Operation(raw.op), status };
                 if intact && raw.wants_status(status) {
-                    operations.pause();
-                    if let Err(e) = state.write_status(window, collected.position, status) {
-                        return (state, taken, Err(e.into()));
+                    if let Err(absent) = state.write_status(window, late.position, status) {
+                        let why = match operations.leave_to_vmm(&mut state, late) {
+                            Ok(()) => absent.into(),
+                            Err(why) => why.into(),
+                        };
+                        return (state, taken, Err(why));
                     }
                 }
+                self.queue.stats().ended(late.op, status);
             }
+            state.executed_all();
             if taken % CLOCK_ENTRIES == 0 && clock.is_over() {
                 return (state, taken, Ok(()));
             }
@@ -220,14 +283,10 @@ struct Operations<'a> {
 impl<'a> Operations<'a> {
     /// For `entries` entries. On a thread of the VMM; may sleep.
     fn enter(ring: &'a Ring, vcpu: &Vcpu, entries: u32) -> Self {
-        let begun = ring.unfinished.begin(vcpu, entries).then_some(entries);
+        // Room for their ends, wherever they come from. Without it, as if the VM were being destroyed.
+        let room = ring.reserve_late(entries).is_ok();
+        let begun = (room && ring.unfinished.begin(vcpu, entries)).then_some(entries);
         Self { ring, calls: None, begun }
-    }
-
-    /// Has nobody wait who unregisters an operation, until the next entry is handed over: what comes now may
-    /// wait for the VMM, which may take its time.
-    fn pause(&mut self) {
-        self.calls = None;
     }
 
     /// Hands one entry to its operation; `None` if it is pending, or has ended meanwhile.
@@ -249,14 +308,7 @@ impl<'a> Operations<'a> {
         let queue = &self.ring.queue;
         let calls = self.calls.get_or_insert_with(|| queue.calls());
         let outcome = queue.execute(calls, caller, call, position);
-        let mut state = match self.ring.state.try_lock() {
-            Some(state) => state,
-            None => {
-                // Who has it may be waiting for the VMM.
-                self.calls = None;
-                self.ring.state.lock()
-            }
-        };
+        let mut state = self.ring.state.lock();
         match outcome {
             Outcome::Finished(status) => {
                 state.finish(position);
@@ -267,6 +319,19 @@ impl<'a> Operations<'a> {
                 (state, None)
             }
         }
+    }
+
+    /// An entry has ended, and the memory for its status is not there: it is pending until it is.
+    fn leave_to_vmm(&mut self, state: &mut State, late: Late) -> Result<(), Detached> {
+        let begun = self.begun.as_mut().filter(|begun| **begun > 0).ok_or(Detached::Memory)?;
+        state.begin(late.position);
+        state.executed_all();
+        if !self.ring.leave_to_vmm(late) {
+            state.finish(late.position);
+            return Err(Detached::Memory);
+        }
+        *begun -= 1;
+        Ok(())
     }
 }
 

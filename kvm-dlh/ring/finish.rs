@@ -1,26 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Finishing entries, on whatever thread that happens, and showing the guest how far they are.
+//! Finishing entries, on whatever thread that happens, showing the guest how far they are, and waiting for that.
 
 use core::iter::Peekable;
 
 use dlh_abi::{Operation, Status};
 use kernel::prelude::*;
-use kvm_vm::{Memslots, Vcpu};
+use kvm_hooks::{inline_atomic::Ordering, Killed};
+use kvm_vm::{Absent, Vcpu};
 
-use super::{Detached, Ring};
+use super::{Detached, Ring, Stopped};
+use crate::patience::{GivenUp, Patience};
 
-/// A call that was completed on a thread that is not the VMM's.
+/// A call that was completed where its end could not be shown to the guest.
 #[derive(Clone, Copy)]
 pub(super) struct Late {
-    position: u32,
-    op: Operation,
-    status: Status,
+    pub(super) position: u32,
+    pub(super) op: Operation,
+    pub(super) status: Status,
 }
 
 impl Ring {
-    /// Pending entries are finished. On a thread of the VMM this is shown at once; otherwise by the next
-    /// drain, or whoever waits. May sleep.
+    /// Pending entries are finished. Where the guest's memory can be reached this is shown at once; otherwise
+    /// by the next drain, or whoever waits. May sleep, but not for the VMM.
     pub(crate) fn complete_all(
         &self,
         calls: impl Iterator<Item = (u32, Operation)>,
@@ -33,11 +35,15 @@ impl Ring {
             self.end_unseen(&mut calls);
         }
         for (position, op) in calls {
-            if foreign && self.leave_to_vmm(Late { position, op, status }) {
+            let call = Late { position, op, status };
+            if foreign && self.leave_to_vmm(call) {
                 continue;
             }
             let held = self.unfinished.held(|_| true);
-            self.end(held.as_deref(), position, op, status);
+            if self.end(held.as_deref(), call).is_err() && !self.leave_to_vmm(call) {
+                // The ring was detached a moment ago: now its memory is left alone.
+                let _ = self.end(None, call);
+            }
             drop(held);
         }
     }
@@ -59,23 +65,38 @@ impl Ring {
         self.unfinished.ended(ended);
     }
 
-    /// Leaves it to a thread of the VMM to end an entry. False if there is no memory to note it.
-    fn leave_to_vmm(&self, call: Late) -> bool {
-        // The count changes with the list: whoever takes from it finds it counted.
-        let mut late = self.late.lock();
-        if late.push(call, GFP_KERNEL_ACCOUNT).is_err() {
-            return false;
+    /// Makes room for as many late calls as are outstanding, and `more`. On a thread of the VMM that drains; may
+    /// sleep.
+    pub(super) fn reserve_late(&self, more: u32) -> Result {
+        let needed = self.unfinished.outstanding().saturating_add(more) as usize;
+        if self.late.lock().capacity() >= needed {
+            return Ok(());
         }
-        self.watch.look_again();
-        self.unfinished.late();
-        true
+        let mut larger = KVec::with_capacity(needed.next_power_of_two(), GFP_KERNEL_ACCOUNT)?;
+        {
+            let mut late = self.late.lock();
+            for call in late.drain_all() {
+                // There is room for all that are outstanding.
+                let _ = larger.push_within_capacity(call);
+            }
+            core::mem::swap(&mut *late, &mut larger);
+        }
+        Ok(())
     }
 
-    /// Ends the entries that were completed on other threads. May sleep.
-    pub(super) fn end_late(&self, vcpu: Option<&Vcpu>) {
-        while let Some(Late { position, op, status }) = self.next_late() {
-            self.end(vcpu, position, op, status);
+    /// Leaves it to a thread of the VMM to end an entry. False if the ring is detached: nobody would.
+    pub(super) fn leave_to_vmm(&self, call: Late) -> bool {
+        {
+            let mut late = self.late.lock();
+            // Room was made before the entry was handed over.
+            if !self.is_live() || late.push_within_capacity(call).is_err() {
+                return false;
+            }
+            // The count changes with the list: whoever takes from it finds it counted.
+            self.unfinished.late();
         }
+        self.watch.look_again();
+        true
     }
 
     fn next_late(&self) -> Option<Late> {
@@ -85,57 +106,138 @@ impl Ring {
         Some(next)
     }
 
-    /// Ends an entry: stores its status, lets `done` pass it, shows that, and only then counts it as
-    /// settled. Without a vCPU the guest's memory is left alone. May sleep.
-    fn end(&self, vcpu: Option<&Vcpu>, position: u32, op: Operation, status: Status) {
-        self.queue.stats().ended(op, status);
-        let shown = match vcpu {
-            Some(vcpu) => {
-                let slots = vcpu.vm().memslots();
-                self.show_end(&slots, position, status)
+    /// Ends the late entries, as far as memory is there. On a thread of the VMM.
+    pub(super) fn end_late(&self, vcpu: &Vcpu) -> Result<(), Absent> {
+        while let Some(call) = self.next_late() {
+            if let Err(absent) = self.end(Some(vcpu), call) {
+                if self.leave_to_vmm(call) {
+                    return Err(absent);
+                }
+                let _ = self.end(None, call);
             }
-            None => {
-                self.state.lock().finish(position);
-                Ok(())
-            }
-        };
-        if shown.is_err() {
-            // The next exit of the vCPU looks properly.
-            self.watch.look_again();
         }
-        self.unfinished.ended(1);
-    }
-
-    fn show_end(
-        &self,
-        slots: &Memslots<'_>,
-        position: u32,
-        status: Status,
-    ) -> Result<(), Detached> {
-        let mut place = self.place;
-        let mut state = self.state.lock();
-        state.finish(position);
-        // A ring that was let go of may be written to no more.
-        if !self.is_live() {
-            return Err(Detached::Memory);
-        }
-        let window = place.open(slots)?;
-        // What is not as it was left is another's by now, even if no drain has noticed yet.
-        state.check(&window.read_ring_words()?)?;
-        if !status.is_ok() {
-            state.write_status(&window, position, status)?;
-        }
-        state.show(&window)?;
         Ok(())
     }
 
-    /// Waits until nothing that was taken is unfinished, or not shown yet. May sleep, and be frozen.
-    pub(super) fn settle(&self, vcpu: Option<&Vcpu>) {
-        loop {
-            self.end_late(vcpu);
-            if self.unfinished.is_none() || self.unfinished.wait() {
-                break;
+    /// Ends the late entries of a ring that is detached. Any thread.
+    pub(super) fn end_late_unshown(&self) {
+        while let Some(call) = self.next_late() {
+            let _ = self.end(None, call);
+        }
+    }
+
+    /// Ends an entry: stores its status, lets `done` pass it, shows that, and only then counts it as settled.
+    /// Without a vCPU, and if the ring is detached, the guest's memory is left alone. On a thread of the VMM, or
+    /// without a vCPU; may take mutexes.
+    ///
+    /// # Errors
+    ///
+    /// The memory for its status is not there; the entry is pending as before.
+    fn end(&self, vcpu: Option<&Vcpu>, call: Late) -> Result<(), Absent> {
+        let Late { position, op, status } = call;
+        match vcpu {
+            Some(vcpu) => match self.show_end(vcpu, position, status) {
+                Ok(()) => {}
+                Err(Stopped::Absent(absent)) => return Err(absent),
+                // The next exit of the vCPU looks properly.
+                Err(Stopped::Detached(_)) => self.watch.look_again(),
+            },
+            None => self.state.lock().finish(position),
+        }
+        self.queue.stats().ended(op, status);
+        self.unfinished.ended(1);
+        Ok(())
+    }
+
+    /// Finishes an entry. An error but for [`Stopped::Absent`] says that nothing was shown.
+    fn show_end(&self, vcpu: &Vcpu, position: u32, status: Status) -> Result<(), Stopped> {
+        let slots = vcpu.vm().memslots();
+        let mut place = self.place;
+        let mut state = self.state.lock();
+        // A ring that was let go of may be written to no more. What is not as it was left is another's by
+        // now, even if no drain has noticed yet.
+        let ours = if self.is_live() { place.open(&slots).map_err(Stopped::from) } else { Err(Detached::Memory.into()) };
+        let window = match ours {
+            Ok(window) => window,
+            Err(e) => {
+                state.finish(position);
+                return Err(e);
+            }
+        };
+        if let Err(e) = state.check(&window.read_ring_words()?) {
+            state.finish(position);
+            return Err(e.into());
+        }
+        if !status.is_ok() {
+            state.write_status(&window, position, status)?;
+        }
+        state.finish(position);
+        // If that fails the entry has ended all the same, and is shown later.
+        if state.show(&window).is_err() {
+            self.watch.look_again();
+        }
+        self.note_shown(&state);
+        Ok(())
+    }
+
+    /// Shows what has come to its end and could not be shown then. On a thread of the VMM.
+    fn publish(&self, vcpu: &Vcpu) -> Result<(), Stopped> {
+        let slots = vcpu.vm().memslots();
+        let mut place = self.place;
+        let mut state = self.state.lock();
+        if !self.is_live() || state.is_shown() {
+            return Ok(());
+        }
+        let window = place.open(&slots)?;
+        state.check(&window.read_ring_words()?)?;
+        state.show(&window)?;
+        self.note_shown(&state);
+        Ok(())
+    }
+
+    /// Whether every entry before `goal` has come to its end, and the guest has been shown that. Of a ring that
+    /// is detached, whether none is worked on any more.
+    fn has_settled(&self, goal: u32) -> bool {
+        if self.is_live() {
+            goal.wrapping_sub(self.shown.load(Ordering::Acquire)) as i32 <= 0
+        } else {
+            self.unfinished.outstanding() == 0
+        }
+    }
+
+    /// Waits until every entry before `goal`, all of which are taken, has come to its end, and the guest has been
+    /// shown that. What is taken later does not make it longer. On a vCPU thread of the VM; may sleep, and be
+    /// frozen.
+    pub(super) fn settle(&self, vcpu: &Vcpu, goal: u32) -> Result<(), Killed> {
+        let mut patience = Patience::new();
+        while !self.has_settled(goal) {
+            let shown = match self.end_late(vcpu) {
+                Ok(()) => self.publish(vcpu),
+                Err(absent) => Err(absent.into()),
+            };
+            match shown {
+                Ok(()) => self
+                    .unfinished
+                    .wait_killable(|| self.has_settled(goal) || self.unfinished.has_late())?,
+                Err(Stopped::Absent(absent)) => match patience.ask(absent, vcpu.vm()) {
+                    Ok(()) => {}
+                    Err(GivenUp::Never) => self.detach(Detached::Memory),
+                    Err(GivenUp::Killed) => return Err(Killed),
+                },
+                Err(Stopped::Detached(why)) => self.detach(why),
             }
         }
+        Ok(())
+    }
+
+    /// Waits until nothing of a ring that is detached is worked on. May sleep, and be frozen.
+    pub(super) fn settle_detached(&self, killable: bool) -> Result<(), Killed> {
+        self.end_late_unshown();
+        let none = || self.unfinished.outstanding() == 0;
+        if killable {
+            return self.unfinished.wait_killable(none);
+        }
+        self.unfinished.wait_until(none);
+        Ok(())
     }
 }

@@ -7,7 +7,7 @@ use kernel::{
     prelude::*,
     sync::barrier::{smp_mb, Full},
 };
-use kvm_vm::GuestWindow;
+use kvm_vm::{Absent, GuestWindow};
 
 /// The indices of a ring, kept together under one mutex.
 ///
@@ -109,24 +109,37 @@ impl State {
         (first == self.done && self.pending[word] & bit != 0).then_some(first)
     }
 
-    /// Stores the status of a declined entry. May sleep.
+    /// Stores the status of an entry, which counts as declined if that is not success. Nothing has changed
+    /// where it cannot be stored.
     pub(super) fn write_status(
         &mut self,
         window: &GuestWindow<'_>,
         position: u32,
         status: Status,
-    ) -> Result {
+    ) -> Result<(), Absent> {
+        let size = self.consumer.size();
+        let slot = size.slot_offset(size.slot(position)) as usize;
+        window.write_u32(slot + RawEntry::STATUS_OFFSET, status.0 as u32)?;
         if !status.is_ok() {
             self.declined += 1;
         }
-        let size = self.consumer.size();
-        let slot = size.slot_offset(size.slot(position)) as usize;
-        window.write_u32(slot + RawEntry::STATUS_OFFSET, status.0 as u32)
+        Ok(())
     }
 
-    /// Stores `done`, and the count of declined entries, where the guest sees them. May sleep.
+    /// `done` as the guest has been shown it.
     #[inline]
-    pub(super) fn show(&mut self, window: &GuestWindow<'_>) -> Result {
+    pub(super) fn shown(&self) -> u32 {
+        self.done
+    }
+
+    /// Whether the guest has been shown all that there is to show.
+    pub(super) fn is_shown(&mut self) -> bool {
+        self.advance() == self.done && self.declined == self.declined_shown
+    }
+
+    /// Stores `done`, and the count of declined entries, where the guest sees them.
+    #[inline]
+    pub(super) fn show(&mut self, window: &GuestWindow<'_>) -> Result<(), Absent> {
         let done = self.advance();
         if self.declined != self.declined_shown {
             window.write_u64(header::DECLINED, self.declined)?;
@@ -154,7 +167,7 @@ impl State {
     }
 
     /// Writes the host's cache line of a new ring; the flag that says so comes last.
-    pub(super) fn introduce(&self, window: &GuestWindow<'_>) -> Result {
+    pub(super) fn introduce(&self, window: &GuestWindow<'_>) -> Result<(), Absent> {
         window.write_u32(header::DONE, self.done)?;
         window.write_u64(header::COOKIE, self.consumer.cookie().0)?;
         window.write_u64(header::DECLINED, 0)?;

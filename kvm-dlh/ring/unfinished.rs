@@ -4,8 +4,8 @@
 
 use kernel::{new_spinlock, prelude::*, sync::SpinLock};
 use kvm_hooks::{
-    inline_atomic::{AtomicBool, Ordering},
-    wait_until, wake,
+    inline_atomic::{fence, AtomicBool, AtomicU32, Ordering},
+    wait_killable, wait_until, wake, Killed,
 };
 use kvm_vm::{Vcpu, VcpuRef};
 
@@ -14,6 +14,8 @@ use kvm_vm::{Vcpu, VcpuRef};
 pub(super) struct Unfinished {
     /// Nothing is outstanding, and nothing was left behind.
     none: AtomicBool,
+    /// Threads that wait for the end of something.
+    waiters: AtomicU32,
     #[pin]
     counts: SpinLock<Counts>,
 }
@@ -35,6 +37,7 @@ impl Unfinished {
     pub(super) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             none: AtomicBool::new(true),
+            waiters: AtomicU32::new(0),
             counts <- new_spinlock!(Counts { outstanding: 0, late: 0, left_behind: false, hold: None }),
         })
     }
@@ -70,14 +73,12 @@ impl Unfinished {
         if calls == 0 {
             return;
         }
-        let (last, unneeded) = {
+        let unneeded = {
             let mut counts = self.counts.lock();
             counts.outstanding -= calls;
-            (counts.outstanding == 0, self.release(&mut counts))
+            self.release(&mut counts)
         };
-        if last {
-            wake(self);
-        }
+        self.tell();
         // May be the last reference to the VM: not under the lock.
         drop(unneeded);
     }
@@ -130,7 +131,7 @@ impl Unfinished {
     /// A call was completed on a thread that is not the VMM's.
     pub(super) fn late(&self) {
         self.counts.lock().late += 1;
-        wake(self);
+        self.tell();
     }
 
     /// Such a call is about to be ended.
@@ -138,13 +139,48 @@ impl Unfinished {
         self.counts.lock().late -= 1;
     }
 
-    /// Waits until nothing is outstanding, or something was completed late. False: something was. May
-    /// sleep, and be frozen.
-    pub(super) fn wait(&self) -> bool {
-        wait_until(self, || {
-            let counts = self.counts.lock();
-            counts.outstanding == 0 || counts.late > 0
-        });
-        self.counts.lock().outstanding == 0
+    /// Whether calls were completed late, and wait for a thread of the VMM. Spin locks may be held.
+    pub(super) fn has_late(&self) -> bool {
+        self.counts.lock().late > 0
+    }
+
+    /// Has those who wait ask again. Any context.
+    #[inline]
+    pub(super) fn tell(&self) {
+        // Pairs with the barrier in `Waiter::new`: either what changed before this is seen there, or the
+        // waiter here.
+        fence(Ordering::SeqCst);
+        if self.waiters.load(Ordering::Relaxed) > 0 {
+            wake(self);
+        }
+    }
+
+    /// Waits until `done` says so, which is asked after each [`Unfinished::tell`]. May sleep, and be frozen; `done`
+    /// must not sleep.
+    pub(super) fn wait_killable(&self, done: impl Fn() -> bool) -> Result<(), Killed> {
+        let _waiter = Waiter::new(self);
+        wait_killable(self, done)
+    }
+
+    /// As [`Unfinished::wait_killable`], but nothing else ends it.
+    pub(super) fn wait_until(&self, done: impl Fn() -> bool) {
+        let _waiter = Waiter::new(self);
+        wait_until(self, done)
+    }
+}
+
+/// Somebody waits, until this is dropped.
+struct Waiter<'a>(&'a Unfinished);
+
+impl<'a> Waiter<'a> {
+    fn new(unfinished: &'a Unfinished) -> Self {
+        unfinished.waiters.fetch_add(1, Ordering::SeqCst);
+        Self(unfinished)
+    }
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.0.waiters.fetch_sub(1, Ordering::Relaxed);
     }
 }

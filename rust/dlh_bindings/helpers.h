@@ -52,9 +52,11 @@ enum dlh_slot {
 };
 enum dlh_slot dlh_kvm_translate(struct kvm *kvm, u64 gfn, unsigned long *hva, u64 *pages);
 u64 dlh_kvm_slot_start(struct kvm *kvm, u64 gfn);
+bool dlh_kvm_logs_writes(struct kvm *kvm, u64 gfn);
+void dlh_kvm_mark_dirty(struct kvm *kvm, u64 gfn);
 bool dlh_kvm_has_assigned_devices(struct kvm *kvm);
 
-/* helpers/user.c: the VMM's memory, words of it each in one access. */
+/* helpers/user.c: the VMM's memory, as far as it is there; words of it each in one access. */
 struct dlh_ring_words {
 	u64 cookie;
 	u32 tail;
@@ -66,6 +68,7 @@ int dlh_get_user_u32(unsigned long address, u32 *value);
 int dlh_get_user_u64(unsigned long address, u64 *value);
 int dlh_put_user_u32(unsigned long address, u32 value);
 int dlh_put_user_u64(unsigned long address, u64 value);
+int dlh_fault_in(unsigned long address, bool write);
 
 /* helpers/hypercall.c: the ftrace hook on the hypercall exit. */
 struct dlh_hypercall {
@@ -109,7 +112,8 @@ struct dlh_task_work {
 int dlh_task_work_add_current(struct dlh_task_work *work, void (*func)(struct dlh_task_work *));
 void dlh_synchronize_rcu_tasks(void);
 bool dlh_may_go_on(void);
-void dlh_wait_until(void *object, bool (*done)(void *data), void *data);
+bool dlh_wait_until(void *object, bool (*done)(void *data), void *data, bool killable);
+bool dlh_sleep_killable(u32 us);
 void dlh_wake(void *object);
 u64 dlh_random_u64(void);
 

@@ -5,11 +5,8 @@
 use core::ptr::NonNull;
 
 use dlh_bindings as bindings;
-use kernel::{
-    error::{from_err_ptr, to_result},
-    prelude::*,
-};
-use kvm_vm::{GuestWindow, Hva};
+use kernel::{error::from_err_ptr, prelude::*};
+use kvm_vm::{Hva, Vm};
 
 use rcu_table::Reader;
 
@@ -20,10 +17,9 @@ use rcu_table::Reader;
 ///
 /// # Invariants
 ///
-/// Owns the C object, which watches the page of `hva`.
+/// Owns the C object, which watches a page of the VMM.
 pub struct Doorbell {
     bell: NonNull<bindings::dlh_doorbell>,
-    hva: Hva,
 }
 
 // SAFETY: The object belongs to no thread.
@@ -32,13 +28,20 @@ unsafe impl Send for Doorbell {}
 unsafe impl Sync for Doorbell {}
 
 impl Doorbell {
-    /// A doorbell at the first word of `window`. On a thread of the VMM; may sleep.
-    pub fn create(window: &GuestWindow<'_>) -> Result<Self> {
-        let Hva(hva) = window.hva();
-        // SAFETY: May sleep, and `current->mm` is the VMM's: a window opens nowhere else.
-        let bell = from_err_ptr(unsafe { bindings::dlh_doorbell_create(hva) })?;
+    /// A doorbell for the page-aligned `hva` of the VMM of `vm`, stale at first. On a thread of that VMM; may
+    /// sleep; no locks, the memslots' included.
+    ///
+    /// # Errors
+    ///
+    /// `EINTR` if the task is being killed, `EFAULT` on another thread, `ENOMEM`.
+    pub fn create(vm: &Vm, hva: Hva) -> Result<Self> {
+        if !vm.is_current() {
+            return Err(EFAULT);
+        }
+        // SAFETY: May sleep, and the current thread has an mm: it is the VMM's.
+        let bell = from_err_ptr(unsafe { bindings::dlh_doorbell_create(hva.0) })?;
         // INVARIANT: Just created.
-        Ok(Self { bell: NonNull::new(bell).ok_or(ENOMEM)?, hva: window.hva() })
+        Ok(Self { bell: NonNull::new(bell).ok_or(ENOMEM)? })
     }
 
     /// Where the word is, or null. Any context.
@@ -66,18 +69,14 @@ impl Doorbell {
         self.word().is_null()
     }
 
-    /// Makes a stale doorbell good again. On a thread of the VMM; may sleep.
-    ///
-    /// # Errors
-    ///
-    /// `EFAULT` if the window lies elsewhere in the VMM by now, or the VMM could not write there; the
-    /// doorbell stays stale then.
-    pub fn rearm(&self, window: &GuestWindow<'_>) -> Result {
-        if window.hva() != self.hva {
-            return Err(EFAULT);
+    /// Makes a stale doorbell good again, if the page is there. Where it is not, or the VMM's mapping is just
+    /// being changed, it stays stale, which costs a look at each exit and nothing else. On a thread of the VMM
+    /// of `vm`; may sleep, but waits for no user.
+    pub fn rearm(&self, vm: &Vm) {
+        if vm.is_current() {
+            // SAFETY: By the type invariant; the current thread has the VMM's mm.
+            let _ = unsafe { bindings::dlh_doorbell_rearm(self.bell.as_ptr()) };
         }
-        // SAFETY: By the type invariant; `current->mm` is the VMM's, for a window opens nowhere else.
-        to_result(unsafe { bindings::dlh_doorbell_rearm(self.bell.as_ptr()) })
     }
 }
 

@@ -6,16 +6,22 @@ use kernel::{prelude::*, str::CStr, sync::ArcBorrow};
 use kvm_vm::{Vcpu, Vm, VmKey};
 use rcu_table::Reader;
 
-use crate::HypercallArgs;
+use crate::{HypercallArgs, Killed};
 
 /// The receiver of everything the hooks see.
 pub trait Events: Send + Sync + Sized + 'static {
     /// A DLH hypercall at CPL 0. Returns what the guest finds in RAX.
     ///
+    /// # Errors
+    ///
+    /// The task is being killed. KVM_RUN ends with EINTR, and the guest, should anybody run it again, is at the
+    /// instruction that made the call.
+    ///
     /// # Context
     ///
     /// On the vCPU's thread inside KVM_RUN; may sleep; `kvm->srcu` is not held.
-    fn hypercall(this: ArcBorrow<'_, Self>, vcpu: &Vcpu, call: HypercallArgs) -> i64;
+    fn hypercall(this: ArcBorrow<'_, Self>, vcpu: &Vcpu, call: HypercallArgs)
+        -> Result<i64, Killed>;
 
     /// The guest of this vCPU has just exited.
     ///

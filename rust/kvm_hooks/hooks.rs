@@ -159,7 +159,8 @@ fn symbol(name: unsafe extern "C" fn() -> *const kernel::ffi::c_char) -> &'stati
     unsafe { CStr::from_char_ptr(name()) }
 }
 
-/// Stands in for `____kvm_emulate_hypercall(vcpu, cpl, complete)`: 1 tells KVM to pass on the result.
+/// Stands in for `____kvm_emulate_hypercall(vcpu, cpl, complete)`: 1 tells KVM to pass on the result, an error to
+/// return from KVM_RUN with that, and to leave the guest where it is.
 ///
 /// # Safety
 ///
@@ -185,8 +186,9 @@ unsafe extern "C" fn hypercall_entry<E: Events>(
     let result = E::hypercall(target.events.as_arc_borrow(), handle, args);
     // SAFETY: As KVM left it.
     unsafe { bindings::dlh_vcpu_srcu_lock(vcpu) };
-    // SAFETY: As above; `vcpu->run` belongs to this thread while it is in KVM_RUN.
-    unsafe { bindings::dlh_hypercall_return(vcpu, result) };
+    let Ok(rax) = result else { return EINTR.to_errno() };
+    // SAFETY: `vcpu->run` belongs to this thread while it is in KVM_RUN.
+    unsafe { bindings::dlh_hypercall_return(vcpu, rax) };
     1
 }
 

@@ -23,7 +23,7 @@ pub use guest_event::GuestEvent;
 pub use hooks::{Hooks, HypercallArgs};
 pub use task_work::{wait_for_task_works, Deferred, TaskWork};
 pub use ticker::{kick, timer_tick, Tick, Ticker};
-pub use wait::{wait_until, wake};
+pub use wait::{sleep_a_moment, wait_killable, wait_until, wake, Killed};
 pub use watch::Watch;
 
 use dlh_abi::Cookie;

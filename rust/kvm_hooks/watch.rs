@@ -3,7 +3,7 @@
 //! What the exit path compares: has anything changed since the last look?
 
 use kernel::prelude::*;
-use kvm_vm::{GuestWindow, Vm};
+use kvm_vm::{Hva, Vm};
 use rcu_table::Reader;
 
 use crate::{
@@ -22,15 +22,11 @@ pub struct Watch {
 const NONE: u64 = u64::MAX;
 
 impl Watch {
-    /// Watches the first word of `window`, which says `seen` as long as there is nothing new. On a thread
-    /// of the VMM; may sleep.
-    ///
-    /// # Errors
-    ///
-    /// As [`Doorbell::create`].
-    pub fn new(window: &GuestWindow<'_>, seen: u32) -> Result<Self> {
+    /// Watches the word at `hva`, which says `seen` as long as there is nothing new; the first look arms it. On
+    /// a thread of the VMM; context and errors as [`Doorbell::create`].
+    pub fn new(vm: &Vm, hva: Hva, seen: u32) -> Result<Self> {
         Ok(Self {
-            doorbell: Doorbell::create(window)?,
+            doorbell: Doorbell::create(vm, hva)?,
             seen: AtomicU32::new(seen),
             generation: AtomicU64::new(NONE),
         })
@@ -70,12 +66,11 @@ impl Watch {
         self.seen.store(position, Relaxed);
     }
 
-    /// Makes a stale doorbell good. Context and errors as [`Doorbell::rearm`].
+    /// Makes a stale doorbell good. Context as [`Doorbell::rearm`].
     #[inline]
-    pub fn keep_armed(&self, window: &GuestWindow<'_>) -> Result {
+    pub fn keep_armed(&self, vm: &Vm) {
         if self.doorbell.is_stale() {
-            self.doorbell.rearm(window)?;
+            self.doorbell.rearm(vm);
         }
-        Ok(())
     }
 }

@@ -12,7 +12,7 @@ mod memslot;
 mod vcpu;
 mod vm;
 
-pub use memory::{GuestWindow, Place};
+pub use memory::{Absent, GuestWindow, Place, Presence};
 pub use memslot::{Hva, Memslots, SlotError, Span};
 pub use vcpu::{Vcpu, VcpuKey, VcpuRef};
 pub use vm::{debugfs_has, Vm, VmKey, VmRef};

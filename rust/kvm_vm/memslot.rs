@@ -98,6 +98,19 @@ impl<'a> Memslots<'a> {
         Ok(Span { frames, hva: hva? })
     }
 
+    /// Whether KVM logs what is written to the frame.
+    pub(crate) fn logs_writes(&self, gfn: Gfn) -> bool {
+        // SAFETY: By the type invariant the srcu read lock is held.
+        unsafe { bindings::dlh_kvm_logs_writes(self.vm.as_ptr(), gfn.0) }
+    }
+
+    /// Notes in KVM's dirty bitmap that the frame was written. Does not sleep.
+    #[cold]
+    pub(crate) fn mark_dirty(&self, gfn: Gfn) {
+        // SAFETY: By the type invariant the srcu read lock is held.
+        unsafe { bindings::dlh_kvm_mark_dirty(self.vm.as_ptr(), gfn.0) }
+    }
+
     /// Where the frame lies, or why it cannot be used, and how many frames from it on share its slot.
     fn lookup(&self, gfn: Gfn) -> (Result<Hva, SlotError>, u64) {
         let (mut hva, mut pages) = (0, 0);

@@ -73,34 +73,54 @@ static const struct mmu_interval_notifier_ops doorbell_ops = {
 };
 
 /*
- * Looks the page up anew. On a thread of the VMM; may sleep. Returns -EFAULT where the address is no
- * ordinary memory, and leaves the doorbell stale then.
+ * Looks the page up anew. Where it is not there, or the mapping changes meanwhile, the doorbell stays stale.
+ * On a thread of the VMM; may sleep: for memory of the kernel, and for the end of a change of the mapping that is
+ * under way, which waits for no user. 0; -EFAULT: the page is not there, for writing; -ENOMEM.
  */
 int dlh_doorbell_rearm(struct dlh_doorbell *seen)
 {
 	struct doorbell *bell = to_doorbell(seen);
 	struct doorbell_view *view = kzalloc(sizeof(*view), GFP_KERNEL_ACCOUNT);
+	unsigned long seq;
+	bool changed;
 
 	if (!view)
 		return -ENOMEM;
-	for (;;) {
-		unsigned long seq = mmu_interval_read_begin(&bell->notifier);
-
-		if (get_user_pages_fast(bell->hva & PAGE_MASK, 1, FOLL_WRITE, &view->page) != 1) {
-			kfree(view);
-			return -EFAULT;
-		}
-		spin_lock(&bell->lock);
-		if (!mmu_interval_read_retry(&bell->notifier, seq))
-			break;
-		spin_unlock(&bell->lock);
-		put_page(view->page);
+	seq = mmu_interval_read_begin(&bell->notifier);
+	if (get_user_pages_fast_only(bell->hva & PAGE_MASK, 1, FOLL_WRITE, &view->page) != 1) {
+		kfree(view);
+		return -EFAULT;
 	}
-	doorbell_show(bell, view);
+	spin_lock(&bell->lock);
+	changed = mmu_interval_read_retry(&bell->notifier, seq);
+	if (!changed)
+		doorbell_show(bell, view);
 	spin_unlock(&bell->lock);
+	if (changed) {
+		put_page(view->page);
+		kfree(view);
+	}
 	return 0;
 }
 
+/*
+ * The first notifier of an mm takes its mmap lock for writing; mmu_interval_notifier_insert() would wait for that
+ * without heeding a SIGKILL.
+ */
+static int doorbell_insert(struct doorbell *bell)
+{
+	struct mm_struct *mm = current->mm;
+	int err;
+
+	if (mmap_write_lock_killable(mm))
+		return -EINTR;
+	err = mmu_interval_notifier_insert_locked(&bell->notifier, mm, bell->hva & PAGE_MASK,
+						  PAGE_SIZE, &doorbell_ops);
+	mmap_write_unlock(mm);
+	return err;
+}
+
+/* A doorbell, stale at first. On a thread of the VMM; may sleep. -EINTR: it is being killed; -ENOMEM. */
 struct dlh_doorbell *dlh_doorbell_create(unsigned long hva)
 {
 	struct doorbell *bell = kzalloc(sizeof(*bell), GFP_KERNEL_ACCOUNT);
@@ -110,15 +130,9 @@ struct dlh_doorbell *dlh_doorbell_create(unsigned long hva)
 		return ERR_PTR(-ENOMEM);
 	bell->hva = hva;
 	spin_lock_init(&bell->lock);
-	err = mmu_interval_notifier_insert(&bell->notifier, current->mm, hva & PAGE_MASK,
-					   PAGE_SIZE, &doorbell_ops);
+	err = doorbell_insert(bell);
 	if (err) {
 		kfree(bell);
-		return ERR_PTR(err);
-	}
-	err = dlh_doorbell_rearm(&bell->seen);
-	if (err) {
-		dlh_doorbell_destroy(&bell->seen);
 		return ERR_PTR(err);
 	}
 	return &bell->seen;

@@ -161,6 +161,26 @@ u64 dlh_kvm_slot_start(struct kvm *kvm, u64 gfn)
 	return slot ? slot->base_gfn : gfn;
 }
 
+/* Whether what is written to gfn is logged. The caller holds kvm->srcu. */
+bool dlh_kvm_logs_writes(struct kvm *kvm, u64 gfn)
+{
+	const struct kvm_memory_slot *slot = __gfn_to_memslot(__kvm_memslots(kvm, 0), gfn);
+
+	return slot && kvm_slot_dirty_track_enabled(slot);
+}
+
+/*
+ * Notes that gfn was written, where the VMM reads KVM's dirty bitmap. The dirty ring of a vCPU, which a VMM may
+ * have in its place, is filled by functions that KVM keeps to itself. The caller holds kvm->srcu.
+ */
+void dlh_kvm_mark_dirty(struct kvm *kvm, u64 gfn)
+{
+	struct kvm_memory_slot *slot = __gfn_to_memslot(__kvm_memslots(kvm, 0), gfn);
+
+	if (slot && kvm_slot_dirty_track_enabled(slot) && slot->dirty_bitmap)
+		set_bit_le(gfn - slot->base_gfn, slot->dirty_bitmap);
+}
+
 /*
  * Whether the VMM has told KVM of devices that it assigns: it makes KVM's device "kvm-vfio" for that,
  * and not otherwise. Devices are added to the list, and taken off it, under RCU.

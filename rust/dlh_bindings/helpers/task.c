@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Work on the vCPU thread, before it enters the guest again or returns to user space. */
 
+#include <linux/hrtimer.h>
 #include <linux/random.h>
 #include <linux/rcupdate.h>
 #include <linux/sched.h>
@@ -34,13 +35,30 @@ bool dlh_may_go_on(void)
 	return !fatal_signal_pending(current);
 }
 
-/* Not ended by signals; the task may be frozen meanwhile. done must not sleep. */
-void dlh_wait_until(void *object, bool (*done)(void *data), void *data)
+/*
+ * Waits until done, which must not sleep, says so; the task may be frozen meanwhile. Killable: false if somebody
+ * kills the task before that. Otherwise nothing ends it, and it does not count as hung.
+ */
+bool dlh_wait_until(void *object, bool (*done)(void *data), void *data, bool killable)
 {
 	might_sleep();
-	if (!done(data))
-		___wait_var_event(object, done(data), (TASK_UNINTERRUPTIBLE | TASK_FREEZABLE), 0,
-				  0, schedule());
+	if (done(data))
+		return true;
+	if (killable)
+		return !___wait_var_event(object, done(data), (TASK_KILLABLE | TASK_FREEZABLE), 0,
+					  0, schedule());
+	(void)___wait_var_event(object, done(data), (TASK_IDLE | TASK_FREEZABLE), 0, 0, schedule());
+	return true;
+}
+
+/* Sleeps for about that long; false if somebody kills the task. */
+bool dlh_sleep_killable(u32 us)
+{
+	ktime_t time = us_to_ktime(us);
+
+	__set_current_state(TASK_KILLABLE);
+	schedule_hrtimeout_range(&time, us * NSEC_PER_USEC / 4, HRTIMER_MODE_REL);
+	return !fatal_signal_pending(current);
 }
 
 void dlh_wake(void *object)
