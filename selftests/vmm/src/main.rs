@@ -90,6 +90,8 @@ enum Command {
     },
     /// Keep a VM busy with a call until killed; the tests do that.
     Flood { op: u16, arg0: u64, arg1: u64 },
+    /// Have a thread of a VMM wait until it is killed; the tests do that.
+    Wait { how: tests::waits::Wait },
     /// Lend a VM to whoever holds the other end of standard input; the scale test does that.
     Lend,
     /// Make VMs and let them go, one after the other, and say how many; the scale test does that.
@@ -126,6 +128,7 @@ fn main() -> ExitCode {
         Command::Flood { op, arg0, arg1 } => {
             tests::races::flood_forever(&Call { op: Operation(op), arg: [arg0, arg1] })
         }
+        Command::Wait { how } => tests::waits::wait_for_ever(how),
         Command::Lend => tests::lent::lend(),
         Command::Vms { count, seconds, stock } => tests::scale::come_and_go(count, seconds, stock),
     };

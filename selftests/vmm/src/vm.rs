@@ -10,8 +10,8 @@ use dlh_abi::Function;
 use kvm_bindings::{
     kvm_create_device, kvm_create_guest_memfd, kvm_device_type_KVM_DEV_TYPE_VFIO, kvm_enable_cap,
     kvm_userspace_memory_region, kvm_userspace_memory_region2, kvm_xen_hvm_config,
-    KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, KVM_MEM_GUEST_MEMFD, KVM_MEM_READONLY,
-    KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL,
+    KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, KVM_MEM_GUEST_MEMFD, KVM_MEM_LOG_DIRTY_PAGES,
+    KVM_MEM_READONLY, KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL,
 };
 use kvm_ioctls::{Cap, DeviceFd, IoEventAddress, Kvm, VmFd};
 
@@ -213,6 +213,19 @@ impl Vm {
         self.set_slot(slot.0, gpa, 0, &self.regions[index].mapping)?;
         self.regions[index].gpa = gpa;
         Ok(())
+    }
+
+    /// Has KVM log what is written to a memslot.
+    pub(crate) fn log_dirty(&self, slot: Slot) -> Result<()> {
+        let region = self.region(slot);
+        self.set_slot(slot.0, region.gpa, KVM_MEM_LOG_DIRTY_PAGES, &region.mapping)
+    }
+
+    /// The pages of a memslot that were written since the last call, by their numbers in it.
+    pub(crate) fn dirty_pages(&self, slot: Slot) -> Result<Vec<usize>> {
+        let words = self.fd.get_dirty_log(slot.0, self.region(slot).mapping.len())?;
+        let is_set = |page: &usize| words[page / 64] & 1 << (page % 64) != 0;
+        Ok((0..64 * words.len()).filter(is_set).collect())
     }
 
     /// Unmaps the memory of a memslot that stays. Nothing else may hold on to that memory.

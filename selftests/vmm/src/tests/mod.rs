@@ -23,6 +23,7 @@ pub(crate) mod reload;
 mod reporting;
 pub(crate) mod ring;
 pub(crate) mod scale;
+pub(crate) mod waits;
 mod worker;
 
 use std::path::PathBuf;
@@ -90,6 +91,12 @@ pub(crate) enum Subject {
         #[arg(long)]
         modules: PathBuf,
     },
+    /// Waits of the VMM's threads; none of ours is inserted at the start. With swap.
+    Waits {
+        /// Where the folders with module files are.
+        #[arg(long)]
+        build: PathBuf,
+    },
     /// Operations of other modules; none of ours is inserted at the start.
     Operations {
         /// Where the folders with module files are.
@@ -125,6 +132,7 @@ impl Subject {
                 [nested::cases(), guest_memfd::cases()].into_iter().flatten().collect()
             }
             Subject::Reload { modules } => reload::cases(modules),
+            Subject::Waits { build } => waits::cases(&build),
             Subject::Operations { build } => operations::cases(&build),
         }
     }
