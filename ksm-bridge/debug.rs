@@ -3,21 +3,19 @@
 //! `/sys/kernel/debug/ksm_bridge/`: one directory a VM, called as KVM calls its own: `stats`, and `map`, the
 //! free-page map for tools.
 
+use debugfs::{Dir, File};
 use kernel::{
-    debugfs::{Dir, File},
     fmt,
     prelude::*,
-    str::{CStr, CString},
+    str::CString,
     sync::{
         atomic::{ordering::Relaxed, Atomic},
         Arc,
     },
 };
-use kvm_vm::{debugfs_has, Vm};
+use kvm_vm::Vm;
 
 use crate::{dump::Dump, merger::Merger};
-
-const NAME: &CStr = c"ksm_bridge";
 
 /// The module's directory.
 pub(crate) struct Directory {
@@ -25,16 +23,23 @@ pub(crate) struct Directory {
     serial: Atomic<u32>,
 }
 
-/// The directory of one VM; gone when this is dropped.
+/// The directory of one VM; gone when this is dropped, which may sleep.
 pub(crate) struct VmDirectory {
-    _stats: Pin<KBox<File<Arc<Merger>>>>,
-    _map: Pin<KBox<File<Dump>>>,
+    _stats: File<Stats>,
+    _map: File<Dump>,
 }
 
+/// `stats`.
+struct Stats(Arc<Merger>);
+
 impl Directory {
-    /// Makes it. Without debugfs nothing is shown, and nothing else changes.
-    pub(crate) fn new() -> Self {
-        Self { dir: Dir::new(NAME), serial: Atomic::new(0) }
+    /// Makes it. Without debugfs nothing is shown, and nothing else changes. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self { dir: Dir::new(c"ksm_bridge")?, serial: Atomic::new(0) })
     }
 
     /// `<pid>-<fd>`. Where KVM has no such directory, or that of a VM that has ended is still there, a number
@@ -44,23 +49,29 @@ impl Directory {
         let Some(name) = vm.name() else {
             return CString::try_from_fmt(fmt!("{}-vm{serial}", vm.pid()));
         };
-        if debugfs_has(NAME, &name) {
+        if self.dir.has(&name) {
             let name = name.to_str().map_err(|_| EINVAL)?;
             return CString::try_from_fmt(fmt!("{name}.{serial}"));
         }
         Ok(name)
     }
 
-    /// Makes the directory of one VM. May sleep.
+    /// Makes the directory of one VM. On a thread of its VMM; may sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
     pub(crate) fn add(&self, vm: &Vm, merger: &Arc<Merger>) -> Result<VmDirectory> {
-        let dir = self.dir.subdir(&self.name_for(vm)?);
-        let stats: &'static _ = &|merger: &Arc<Merger>, f: &mut fmt::Formatter<'_>| merger.show(f);
+        let dir = self.dir.subdir(&self.name_for(vm)?)?;
         Ok(VmDirectory {
-            _stats: KBox::pin_init(
-                dir.read_callback_file(c"stats", merger.clone(), stats),
-                GFP_KERNEL,
-            )?,
-            _map: KBox::pin_init(dir.read_binary_file(c"map", Dump(merger.clone())), GFP_KERNEL)?,
+            _stats: dir.text(c"stats", Stats(merger.clone()))?,
+            _map: dir.binary(c"map", Dump(merger.clone()))?,
         })
+    }
+}
+
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.show(f)
     }
 }

@@ -33,7 +33,7 @@ pub(crate) struct Context {
 
 impl FreePages {
     pub(crate) fn new(policy: Policy) -> Result<Self> {
-        Ok(Self { policy, directory: Directory::new(), faults: Faults::new()? })
+        Ok(Self { policy, directory: Directory::new()?, faults: Faults::new()? })
     }
 }
 

@@ -106,7 +106,7 @@ impl Host {
                 budget,
                 closing: Atomic::new(false),
                 probes,
-                directory: Directory::new(),
+                directory: Directory::new()?,
                 by_vcpu <- Table::new(),
                 by_task <- Table::new(),
                 registry <- Registry::new(),
@@ -183,7 +183,7 @@ impl Host {
         }
         let no_memory = |_: Error| CallError::NoMemory;
         let serial = self.next_serial.fetch_add(1, Relaxed);
-        let name = Directory::name_for(vm, serial).map_err(no_memory)?;
+        let name = self.directory.name_for(vm, serial).map_err(no_memory)?;
         let queue = VmQueue::new(self, vm, serial, name).map_err(no_memory)?;
         let directory = self.directory.add(&queue).map_err(no_memory)?;
         let member = Member { queue: queue.clone(), _directory: directory };

@@ -30,9 +30,9 @@
 //!
 //! An operation in Rust is built with this repository's crates, as here; one in C needs the header only.
 
+use debugfs::{Dir, File};
 use dlh_abi::{Error as CallError, Operation as Number, Status};
 use kernel::{
-    debugfs::{Dir, File},
     fmt, new_condvar, new_spinlock,
     prelude::*,
     str::CString,
@@ -68,7 +68,7 @@ struct DlhSampleRust {
 
 impl kernel::Module for DlhSampleRust {
     fn init(module: &'static ThisModule) -> Result<Self> {
-        let operation = Accumulator { dir: Dir::new(c"dlh_sample_rust"), serial: Atomic::new(0) };
+        let operation = Accumulator { dir: Dir::new(c"dlh_sample_rust")?, serial: Atomic::new(0) };
         let registration = Registration::new(module, operation).inspect_err(|e| {
             pr_err!("operation {} cannot be registered: {:?}\n", Accumulator::NUMBER.0, e)
         })?;
@@ -120,12 +120,7 @@ impl Operation for Accumulator {
         let account = Account::new()?;
         let serial = self.serial.fetch_add(1, Relaxed);
         let name = CString::try_from_fmt(fmt!("{}-{}", vm.pid(), serial))?;
-        let show: &'static _ =
-            &|account: &Arc<Account>, f: &mut fmt::Formatter<'_>| account.show(f);
-        let stats = KBox::pin_init(
-            self.dir.subdir(&name).read_callback_file(c"stats", account.clone(), show),
-            GFP_KERNEL,
-        )?;
+        let stats = self.dir.subdir(&name)?.text(c"stats", Stats(account.clone()))?;
         // Now, since here is a thread of the VMM.
         let worker = Worker::start(account)?;
         Ok(Arc::new(Context { worker, _stats: stats }, GFP_KERNEL_ACCOUNT)?)
@@ -174,7 +169,7 @@ impl Operation for Accumulator {
 /// What is kept for one VM.
 struct Context {
     worker: Worker<Account>,
-    _stats: Pin<KBox<File<Arc<Account>>>>,
+    _stats: File<Stats>,
 }
 
 /// What the worker works on.
@@ -267,11 +262,15 @@ impl Account {
             token.complete(CallError::Gone.into());
         }
     }
+}
 
-    /// Writes `name value` lines.
-    fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+/// The file `stats`: `name value` lines. As long as somebody has it open this module cannot go.
+struct Stats(Arc<Account>);
+
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (calls, sum, digest, waiting) = {
-            let books = self.books.lock();
+            let books = self.0.books.lock();
             (books.calls, books.sum, books.digest, books.late.len())
         };
         writeln!(f, "calls {calls}\nsum {sum}\ndigest {digest}\nwaiting {waiting}")

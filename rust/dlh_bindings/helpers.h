@@ -11,6 +11,7 @@
 #include <linux/kvm_dlh.h>
 
 struct callback_head;
+struct dentry;
 struct file;
 struct kvm;
 struct kvm_vcpu;
@@ -37,7 +38,6 @@ u64 dlh_vcpu_guest_tsc(const struct kvm_vcpu *vcpu);
 int dlh_kvm_pid(const struct kvm *kvm);
 #define DLH_KVM_NAME 32U
 void dlh_kvm_name(const struct kvm *kvm, char name[DLH_KVM_NAME]);
-bool dlh_debugfs_has(const char *directory, const char *name);
 bool dlh_kvm_is_current(const struct kvm *kvm);
 int dlh_kvm_read_lock(struct kvm *kvm);
 void dlh_kvm_read_unlock(struct kvm *kvm, int idx);
@@ -55,6 +55,25 @@ u64 dlh_kvm_slot_start(struct kvm *kvm, u64 gfn);
 bool dlh_kvm_logs_writes(struct kvm *kvm, u64 gfn);
 void dlh_kvm_mark_dirty(struct kvm *kvm, u64 gfn);
 bool dlh_kvm_has_assigned_devices(struct kvm *kvm);
+
+/* helpers/debugfs.c: files in debugfs that hold the module while they are open. */
+struct dlh_text;
+#define DLH_SINK_BYTES 16U
+/* One of the three is set. They may sleep, but whoever removes the file waits for them. */
+struct dlh_file {
+	/* Makes the text, by dlh_text_append(). 0 or an errno. */
+	int (*show)(const void *data, struct dlh_text *text);
+	/* How many bytes there are from offset on, at most room. */
+	ssize_t (*read)(const void *data, u64 offset, void *to, size_t room);
+	/* At most DLH_SINK_BYTES. 0 or an errno. */
+	int (*write)(const void *data, const void *bytes, size_t length);
+	const void *data;
+};
+int dlh_text_append(struct dlh_text *text, const char *bytes, size_t length);
+struct dentry *dlh_debugfs_dir(const char *name, struct dentry *parent);
+struct dentry *dlh_debugfs_file(const char *name, struct dentry *parent, const struct dlh_file *file);
+void dlh_debugfs_remove(struct dentry *entry);
+bool dlh_debugfs_has(struct dentry *parent, const char *name);
 
 /* helpers/user.c: the VMM's memory, as far as it is there; words of it each in one access. */
 struct dlh_ring_words {

@@ -15,4 +15,4 @@ mod vm;
 pub use memory::{Absent, GuestWindow, Place, Presence};
 pub use memslot::{Hva, Memslots, SlotError, Span};
 pub use vcpu::{Vcpu, VcpuKey, VcpuRef};
-pub use vm::{debugfs_has, Vm, VmKey, VmRef};
+pub use vm::{Vm, VmKey, VmRef};

@@ -155,9 +155,3 @@ impl Drop for VmRef {
         unsafe { bindings::dlh_kvm_put(self.as_ptr()) }
     }
 }
-
-/// Whether debugfs has `name` in the directory `directory` of its root. May sleep.
-pub fn debugfs_has(directory: &CStr, name: &CStr) -> bool {
-    // SAFETY: Both end with a zero; may sleep here.
-    unsafe { bindings::dlh_debugfs_has(directory.as_char_ptr(), name.as_char_ptr()) }
-}

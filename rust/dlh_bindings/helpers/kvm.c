@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /* struct kvm and struct kvm_vcpu: the fields and inline functions of linux/kvm_host.h that we use. */
 
-#include <linux/debugfs.h>
+#include <linux/dcache.h>
 #include <linux/kvm_host.h>
 #include <linux/math64.h>
 #include <linux/rculist.h>
@@ -97,18 +97,6 @@ void dlh_kvm_name(const struct kvm *kvm, char name[DLH_KVM_NAME])
 		name[0] = 0;
 	else
 		strscpy(name, dentry->d_name.name, DLH_KVM_NAME);
-}
-
-/* Whether debugfs has a file of this name in a directory of its root. May sleep. */
-bool dlh_debugfs_has(const char *directory, const char *name)
-{
-	struct dentry *parent = debugfs_lookup(directory, NULL);
-	struct dentry *child = debugfs_lookup(name, parent);
-	bool found = parent && child;
-
-	dput(child);
-	dput(parent);
-	return found;
 }
 
 bool dlh_kvm_is_current(const struct kvm *kvm)
