@@ -6,7 +6,7 @@ use dlh_abi::{Call, Operation, Status};
 use kernel::{
     fmt, impl_has_work, new_mutex, new_spinlock, new_work,
     prelude::*,
-    rbtree::RBTree,
+    rbtree::{RBTree, RBTreeNode},
     str::CString,
     sync::{Arc, Mutex, SpinLock},
     workqueue::{self, Work, WorkItem},
@@ -192,7 +192,10 @@ impl VmQueue {
 
     /// Adds a ring; there is none of that number.
     pub(crate) fn add_ring(&self, ring: Arc<Ring>) -> Result {
-        self.rings.lock().try_create_and_insert(ring.id(), ring, GFP_KERNEL_ACCOUNT)?;
+        // Its place is made outside of the lock: a VMM at its memory's limit must not keep readers waiting.
+        let node = RBTreeNode::new(ring.id(), ring, GFP_KERNEL_ACCOUNT)?;
+        let former = self.rings.lock().insert(node);
+        drop(former);
         self.stats.count(Event::RingSetUp);
         Ok(())
     }
@@ -244,11 +247,22 @@ impl VmQueue {
         let _ = workqueue::system_long().enqueue(this);
     }
 
-    /// One line a ring.
+    /// The ring with the lowest number not below `from`.
+    fn next_ring(&self, from: u32) -> Option<Arc<Ring>> {
+        let rings = self.rings.lock();
+        let cursor = rings.cursor_lower_bound(&from)?;
+        let (_, ring) = cursor.current();
+        Some(ring.clone())
+    }
+
+    /// One line a ring. May sleep.
     pub(crate) fn show_rings(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (id, ring) in self.rings.lock().iter() {
-            write!(f, "{id} ")?;
+        // Not under the lock: a reader's memory is allocated meanwhile.
+        let mut from = 0;
+        while let Some(ring) = self.next_ring(from) {
+            write!(f, "{} ", ring.id())?;
             ring.show_state(f)?;
+            from = ring.id() + 1;
         }
         Ok(())
     }
