@@ -5,7 +5,7 @@
 
 use debugfs::{Dir, File};
 use kernel::{
-    fmt,
+    current, fmt,
     prelude::*,
     str::CString,
     sync::{
@@ -30,7 +30,10 @@ pub(crate) struct VmDirectory {
 }
 
 /// `stats`.
-struct Stats(Arc<Merger>);
+struct Stats {
+    merger: Arc<Merger>,
+    vmm_pid: i32,
+}
 
 impl Directory {
     /// Makes it. Without debugfs nothing is shown, and nothing else changes. May sleep.
@@ -42,12 +45,12 @@ impl Directory {
         Ok(Self { dir: Dir::new(c"ksm_bridge")?, serial: Atomic::new(0) })
     }
 
-    /// `<pid>-<fd>`. Where KVM has no such directory, or that of a VM that has ended is still there, a number
+    /// `<tid>-<fd>`. Where KVM has no such directory, or that of a VM that has ended is still there, a number
     /// makes it unique.
     fn name_for(&self, vm: &Vm) -> Result<CString> {
         let serial = self.serial.fetch_add(1, Relaxed);
         let Some(name) = vm.name() else {
-            return CString::try_from_fmt(fmt!("{}-vm{serial}", vm.pid()));
+            return CString::try_from_fmt(fmt!("{}-vm{serial}", vm.creator()));
         };
         if self.dir.has(&name) {
             let name = name.to_str().map_err(|_| EINVAL)?;
@@ -63,8 +66,9 @@ impl Directory {
     /// `ENOMEM`.
     pub(crate) fn add(&self, vm: &Vm, merger: &Arc<Merger>) -> Result<VmDirectory> {
         let dir = self.dir.subdir(&self.name_for(vm)?)?;
+        let vmm_pid = current!().tgid();
         Ok(VmDirectory {
-            _stats: dir.text(c"stats", Stats(merger.clone()))?,
+            _stats: dir.text(c"stats", Stats { merger: merger.clone(), vmm_pid })?,
             _map: dir.binary(c"map", Dump(merger.clone()))?,
         })
     }
@@ -72,6 +76,7 @@ impl Directory {
 
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.show(f)
+        writeln!(f, "vmm_pid {}", self.vmm_pid)?;
+        self.merger.show(f)
     }
 }

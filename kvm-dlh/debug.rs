@@ -3,7 +3,7 @@
 //! `/sys/kernel/debug/kvm_dlh/`: one directory a VM, called as KVM calls its own.
 
 use debugfs::{Dir, File};
-use kernel::{fmt, prelude::*, str::CString, sync::Arc};
+use kernel::{current, fmt, prelude::*, str::CString, sync::Arc};
 
 use kvm_vm::Vm;
 
@@ -22,7 +22,10 @@ pub(crate) struct VmDirectory {
 }
 
 /// `stats`.
-struct Stats(Arc<VmQueue>);
+struct Stats {
+    queue: Arc<VmQueue>,
+    vmm_pid: i32,
+}
 
 /// `rings`.
 struct Rings(Arc<VmQueue>);
@@ -40,11 +43,11 @@ impl Directory {
         Ok(Self { dir: Dir::new(c"kvm_dlh")? })
     }
 
-    /// What the directory of `vm` is to be called: `<pid>-<fd>`, as KVM's own. Where KVM has none, or the
+    /// What the directory of `vm` is to be called: `<tid>-<fd>`, as KVM's own. Where KVM has none, or the
     /// directory of one that has ended is still there, the VM's number makes it unique. May sleep.
     pub(crate) fn name_for(&self, vm: &Vm, serial: u64) -> Result<CString> {
         let Some(name) = vm.name() else {
-            return CString::try_from_fmt(fmt!("{}-vm{serial}", vm.pid()));
+            return CString::try_from_fmt(fmt!("{}-vm{serial}", vm.creator()));
         };
         if self.dir.has(&name) {
             let name = name.to_str().map_err(|_| EINVAL)?;
@@ -60,8 +63,9 @@ impl Directory {
     /// `ENOMEM`.
     pub(crate) fn add(&self, queue: &Arc<VmQueue>) -> Result<VmDirectory> {
         let dir = self.dir.subdir(queue.name())?;
+        let vmm_pid = current!().tgid();
         Ok(VmDirectory {
-            _stats: dir.text(c"stats", Stats(queue.clone()))?,
+            _stats: dir.text(c"stats", Stats { queue: queue.clone(), vmm_pid })?,
             _rings: dir.text(c"rings", Rings(queue.clone()))?,
             _operations: dir.text(c"operations", Operations(queue.clone()))?,
         })
@@ -70,7 +74,8 @@ impl Directory {
 
 impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self.0.stats(), f)
+        writeln!(f, "vmm_pid {}", self.vmm_pid)?;
+        fmt::Display::fmt(self.queue.stats(), f)
     }
 }
 

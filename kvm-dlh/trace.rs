@@ -2,6 +2,7 @@
 
 //! TRACE: an event of the guest in the host's trace.
 
+use kernel::current;
 use kvm_hooks::GuestEvent;
 
 use crate::queue::Caller;
@@ -16,6 +17,5 @@ pub(crate) fn emit(serial: u64, caller: &Caller<'_>, payload: [u64; 2]) {
     // may be. What the guest says may lie before its counter's beginning.
     let ago = |then| i64::from((now as u32).wrapping_sub(then) as i32);
     let tsc = caller.time.map_or(now, |then| now.wrapping_add_signed(-ago(then)));
-    GuestEvent { vm: serial, pid: caller.vcpu.vm().pid(), vcpu: caller.vcpu_id, tsc, payload }
-        .emit();
+    GuestEvent { vm: serial, pid: current!().tgid(), vcpu: caller.vcpu_id, tsc, payload }.emit();
 }

@@ -33,7 +33,7 @@
 use debugfs::{Dir, File};
 use dlh_abi::{Error as CallError, Operation as Number, Status};
 use kernel::{
-    fmt, new_condvar, new_spinlock,
+    current, fmt, new_condvar, new_spinlock,
     prelude::*,
     str::CString,
     sync::{
@@ -116,10 +116,10 @@ impl Operation for Accumulator {
     type Context = Context;
 
     /// The first call in a VM. If this fails the call is declined, and the next one tries again.
-    fn attach(&self, vm: &Vm) -> Result<Arc<Context>> {
+    fn attach(&self, _vm: &Vm) -> Result<Arc<Context>> {
         let account = Account::new()?;
         let serial = self.serial.fetch_add(1, Relaxed);
-        let name = CString::try_from_fmt(fmt!("{}-{}", vm.pid(), serial))?;
+        let name = CString::try_from_fmt(fmt!("{}-{}", current!().tgid(), serial))?;
         let stats = self.dir.subdir(&name)?.text(c"stats", Stats(account.clone()))?;
         // Now, since here is a thread of the VMM.
         let worker = Worker::start(account)?;

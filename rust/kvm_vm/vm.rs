@@ -61,13 +61,14 @@ impl Vm {
         VmKey(self.as_ptr() as usize)
     }
 
-    /// The pid of the VMM, as in the names of KVM's own debugfs directories.
-    pub fn pid(&self) -> i32 {
+    /// The thread that made it, as in the names of KVM's own debugfs directories: one of the VMM's, not
+    /// always the one that the VMM's pid names.
+    pub fn creator(&self) -> i32 {
         // SAFETY: By the type invariant; the field is written once, at creation.
         unsafe { bindings::dlh_kvm_pid(self.as_ptr()) }
     }
 
-    /// The name of its directory in KVM's part of debugfs, `<pid>-<fd>`, or `None` if it has none.
+    /// The name of its directory in KVM's part of debugfs, `<tid>-<fd>`, or `None` if it has none.
     pub fn name(&self) -> Option<CString> {
         let mut name = [0; bindings::DLH_KVM_NAME as usize];
         // SAFETY: By the type invariant; there is room for the name, and it ends with a zero.

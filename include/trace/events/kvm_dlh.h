@@ -10,7 +10,7 @@
 
 /*
  * An event of a guest (KVM_DLH_OP_TRACE), emitted when the host finds it; guest_tsc is the vCPU's
- * time-stamp counter at the time of the event itself.
+ * time-stamp counter at the time of the event itself; pid is the VMM's.
  */
 TRACE_EVENT(kvm_dlh_guest_event,
 	TP_PROTO(u64 vm, int pid, u32 vcpu, u64 guest_tsc, const u64 *payload),

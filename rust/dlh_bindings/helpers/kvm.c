@@ -87,7 +87,7 @@ int dlh_kvm_pid(const struct kvm *kvm)
 
 /*
  * What KVM calls the directory of this VM in debugfs; empty if it has none. It has a name of that length
- * at most, <pid>-<fd>.
+ * at most, <tid>-<fd>.
  */
 void dlh_kvm_name(const struct kvm *kvm, char name[DLH_KVM_NAME])
 {

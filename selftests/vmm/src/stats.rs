@@ -81,7 +81,7 @@ impl Known {
         self.descriptor = descriptor;
     }
 
-    /// As KVM calls its own, `<pid>-<fd>`; with the module's number of the VM where that was taken. Of
+    /// As KVM calls its own, `<tid>-<fd>`; with the module's number of the VM where that was taken. Of
     /// several, the one that was not there before; the name itself may have been, and be free again since.
     fn directory_by_name(&self, module: &str) -> Result<Option<PathBuf>> {
         let pid = std::process::id();
