@@ -27,6 +27,7 @@ mod rings;
 mod stats;
 
 use pace::Pace;
+use params::dlh_guest;
 use report::FreePages;
 use rings::Rings;
 
@@ -36,84 +37,6 @@ module! {
     authors: ["The kvm-dlh developers"],
     description: "Deferrable low-overhead hypercalls: guest driver",
     license: "GPL",
-    params: {
-        ring_entries: u32 {
-            default: 256,
-            description: "Entries of each CPU's ring (power of two, 64 to 65536)",
-        },
-        order: i32 {
-            default: -1,
-            description: "Report free blocks of 2^order pages and more (0 to 10; -1: page_reporting.page_reporting_order, or else 9)",
-        },
-        batch: u32 {
-            default: 32,
-            description: "Blocks that are taken from the allocator, handed to the host and waited for at a time (1 to 32)",
-        },
-        pace_mib: u32 {
-            default: 0,
-            description: "MiB that are reported in a second at most (up to 1048576; 0: no limit)",
-        },
-        timeout_ms: u32 {
-            default: 1000,
-            description: "Milliseconds to wait for the host to come by before calling it (1 to 60000)",
-        },
-    },
-}
-
-/// Largest order of a free block.
-const MAX_ORDER: u32 = 10;
-/// The page allocator lends no more blocks than this at a time.
-const MAX_BATCH: u32 = 32;
-/// 1 TiB.
-const MAX_PACE_MIB: u32 = 1 << 20;
-
-struct Parameters {
-    size: RingSize,
-    order: Option<u32>,
-    batch: u32,
-    pace_mib: u32,
-    timeout_ms: u32,
-}
-
-impl Parameters {
-    /// The parameters as they were given.
-    ///
-    /// # Errors
-    ///
-    /// `EINVAL`; the log says which.
-    fn read() -> Result<Self> {
-        let entries = module_parameters::ring_entries.value();
-        let size = RingSize::try_from(u64::from(entries)).map_err(|_| {
-            pr_err!("ring_entries={} is no power of two from 64 to 65536\n", entries);
-            EINVAL
-        })?;
-        let order = match module_parameters::order.value() {
-            -1 => None,
-            order => match u32::try_from(order) {
-                Ok(order) if order <= MAX_ORDER => Some(order),
-                _ => {
-                    pr_err!("order={} is not between 0 and {} (or -1)\n", order, MAX_ORDER);
-                    return Err(EINVAL);
-                }
-            },
-        };
-        let batch = module_parameters::batch.value();
-        if !(1..=MAX_BATCH).contains(&batch) {
-            pr_err!("batch={} is not between 1 and {}\n", batch, MAX_BATCH);
-            return Err(EINVAL);
-        }
-        let pace_mib = module_parameters::pace_mib.value();
-        if pace_mib > MAX_PACE_MIB {
-            pr_err!("pace_mib={} is not between 0 and {}\n", pace_mib, MAX_PACE_MIB);
-            return Err(EINVAL);
-        }
-        let timeout_ms = module_parameters::timeout_ms.value();
-        if !(1..=60000).contains(&timeout_ms) {
-            pr_err!("timeout_ms={} is not between 1 and 60000\n", timeout_ms);
-            return Err(EINVAL);
-        }
-        Ok(Self { size, order, batch, pace_mib, timeout_ms })
-    }
 }
 
 /// The driver at work. The fields are dropped from the first to the last.
@@ -126,33 +49,35 @@ struct DlhGuest {
 
 impl kernel::Module for DlhGuest {
     fn init(_module: &'static ThisModule) -> Result<Self> {
-        let parameters = Parameters::read()?;
+        let size = RingSize::try_from(u64::from(dlh_guest::ring_entries())).map_err(|_| EINVAL)?;
+        // -1, and nothing else below 0, leaves it to the kernel.
+        let order = u32::try_from(dlh_guest::order()).ok();
+        let (batch, pace_mib) = (dlh_guest::batch(), dlh_guest::pace_mib());
         discover()?;
         if FAULT_REPORT_EARLY {
             pr_warn!("TEST BUILD: pages are given back too early, this machine WILL LOSE DATA\n");
         }
 
-        let rings = Rings::new(parameters.size)?;
+        let rings = Rings::new(size)?;
         let cpus = CpuHotplug::new(c"dlh_guest:online", rings.clone())?;
         let reboot = RebootNotifier::new(rings.clone())?;
-        let pace = Pace::new(parameters.pace_mib);
-        let free_pages = FreePages::new(rings.clone(), pace, parameters.timeout_ms)?;
-        let reporting = PageReporting::new(parameters.order, parameters.batch, free_pages)
-            .inspect_err(|&e| match e {
-                EBUSY => {
-                    pr_info!("free page reporting belongs to another driver, standing back\n")
-                }
-                _ => pr_err!("cannot report free pages: {:?}\n", e),
-            })?;
+        let free_pages =
+            FreePages::new(rings.clone(), Pace::new(pace_mib), dlh_guest::timeout_ms())?;
+        let reporting = PageReporting::new(order, batch, free_pages).inspect_err(|&e| match e {
+            EBUSY => {
+                pr_info!("free page reporting belongs to another driver, standing back\n")
+            }
+            _ => pr_err!("cannot report free pages: {:?}\n", e),
+        })?;
         pr_info!(
             "reporting free blocks of order {}, {} at a time, through {} rings of {} entries\n",
             reporting.order(),
-            parameters.batch,
+            batch,
             rings.live(),
-            parameters.size.get()
+            size.get()
         );
-        if parameters.pace_mib > 0 {
-            pr_info!("reporting at most {} MiB in a second\n", parameters.pace_mib);
+        if pace_mib > 0 {
+            pr_info!("reporting at most {} MiB in a second\n", pace_mib);
         }
         Ok(Self {
             _debug: debug::Directory::new(&rings)?,

@@ -31,6 +31,7 @@ use kvm_merge::Mode;
 use kvm_ops::Registration;
 use merger::Policy;
 use operation::FreePages;
+use params::ksm_bridge;
 
 module! {
     type: KsmBridge,
@@ -38,12 +39,6 @@ module! {
     authors: ["The kvm-dlh developers"],
     description: "Merges the free pages of KVM guests into the shared zero page",
     license: "GPL",
-    params: {
-        worker_cpu_percent: u32 {
-            default: 100,
-            description: "Share of one CPU that the worker of a VM may use (1 to 100)",
-        },
-    },
 }
 
 struct KsmBridge {
@@ -52,12 +47,9 @@ struct KsmBridge {
 
 impl kernel::Module for KsmBridge {
     fn init(module: &'static ThisModule) -> Result<Self> {
-        let cpu_percent = module_parameters::worker_cpu_percent.value();
-        if !(1..=100).contains(&cpu_percent) {
-            pr_err!("worker_cpu_percent={} is not between 1 and 100\n", cpu_percent);
-            return Err(EINVAL);
-        }
-        let operation = FreePages::new(Policy { mode: Mode::from_parameter(), cpu_percent })?;
+        let policy =
+            Policy { mode: Mode::from_parameter(), cpu_percent: ksm_bridge::worker_cpu_percent() };
+        let operation = FreePages::new(policy)?;
         Ok(Self { _registration: Registration::new(module, operation)? })
     }
 }

@@ -38,6 +38,7 @@ mod trace;
 
 use budget::Budget;
 use host::Host;
+use params::kvm_dlh;
 
 module! {
     type: KvmDlh,
@@ -45,20 +46,6 @@ module! {
     authors: ["The kvm-dlh developers"],
     description: "Deferrable low-overhead hypercalls for KVM guests",
     license: "GPL",
-    params: {
-        budget_entries: u32 {
-            default: 512,
-            description: "Entries executed at most before a vCPU may go on (1 to 65536)",
-        },
-        budget_us: u32 {
-            default: 50,
-            description: "Microseconds spent on them at most, but for the last one (1 to 1000000)",
-        },
-        max_defer_us: u32 {
-            default: 10000,
-            description: "Microseconds that an entry waits at most for its vCPU to exit by itself (100 to 1000000; 0: for ever)",
-        },
-    },
 }
 
 struct KvmDlh {
@@ -67,22 +54,11 @@ struct KvmDlh {
 
 impl kernel::Module for KvmDlh {
     fn init(_module: &'static ThisModule) -> Result<Self> {
-        let entries = module_parameters::budget_entries.value();
-        if !(1..=65536).contains(&entries) {
-            pr_err!("budget_entries={} is not between 1 and 65536\n", entries);
-            return Err(EINVAL);
-        }
-        let us = module_parameters::budget_us.value();
-        if !(1..=1_000_000).contains(&us) {
-            pr_err!("budget_us={} is not between 1 and 1000000\n", us);
-            return Err(EINVAL);
-        }
-        let defer_us = module_parameters::max_defer_us.value();
-        if defer_us != 0 && !(100..=1_000_000).contains(&defer_us) {
-            pr_err!("max_defer_us={} is not between 100 and 1000000, nor 0\n", defer_us);
-            return Err(EINVAL);
-        }
-        let budget = Budget { entries, time: Delta::from_micros(us.into()) };
+        let budget = Budget {
+            entries: kvm_dlh::budget_entries(),
+            time: Delta::from_micros(kvm_dlh::budget_us().into()),
+        };
+        let defer_us = kvm_dlh::max_defer_us();
         match Host::start(budget, Delta::from_micros(defer_us.into())) {
             Ok(host) => Ok(Self { host }),
             Err(host::StartError::Missing(missing)) => {

@@ -75,6 +75,17 @@ struct dentry *dlh_debugfs_file(const char *name, struct dentry *parent, const s
 void dlh_debugfs_remove(struct dentry *entry);
 bool dlh_debugfs_has(struct dentry *parent, const char *name);
 
+/* helpers/params/: the parameters of each module. Never change once its init runs. */
+u32 dlh_param_budget_entries(void);
+u32 dlh_param_budget_us(void);
+u32 dlh_param_max_defer_us(void);
+u32 dlh_param_worker_cpu_percent(void);
+u32 dlh_param_ring_entries(void);
+int dlh_param_order(void);
+u32 dlh_param_batch(void);
+u32 dlh_param_pace_mib(void);
+u32 dlh_param_timeout_ms(void);
+
 /* helpers/user.c: the VMM's memory, as far as it is there; words of it each in one access. */
 struct dlh_ring_words {
 	u64 cookie;

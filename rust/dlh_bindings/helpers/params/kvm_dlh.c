@@ -1,0 +1,11 @@
+// SPDX-License-Identifier: GPL-2.0
+/* The parameters of kvm_dlh.ko. */
+
+#include <linux/module.h>
+
+#include "../param.h"
+
+DLH_PARAM(uint, budget_entries, 1, 65536, 512, "Entries executed at most before a vCPU may go on");
+DLH_PARAM(uint, budget_us, 1, 1000000, 50, "Microseconds spent on them at most, but for the last one");
+DLH_PARAM_ALSO(uint, max_defer_us, 100, 1000000, 0, "for ever", 10000,
+	       "Microseconds that an entry waits at most for its vCPU to exit by itself");
