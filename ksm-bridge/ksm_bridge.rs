@@ -47,8 +47,8 @@ struct KsmBridge {
 
 impl kernel::Module for KsmBridge {
     fn init(module: &'static ThisModule) -> Result<Self> {
-        let policy =
-            Policy { mode: Mode::from_parameter(), cpu_percent: ksm_bridge::worker_cpu_percent() };
+        let mode = if ksm_bridge::merge_share() { Mode::Share } else { Mode::Release };
+        let policy = Policy { mode, cpu_percent: ksm_bridge::worker_cpu_percent() };
         let operation = FreePages::new(policy)?;
         Ok(Self { _registration: Registration::new(module, operation)? })
     }

@@ -80,6 +80,7 @@ u32 dlh_param_budget_entries(void);
 u32 dlh_param_budget_us(void);
 u32 dlh_param_max_defer_us(void);
 u32 dlh_param_worker_cpu_percent(void);
+bool dlh_param_merge_share(void);
 u32 dlh_param_ring_entries(void);
 int dlh_param_order(void);
 u32 dlh_param_batch(void);
@@ -193,7 +194,6 @@ void dlh_file_put(struct file *file);
 unsigned long dlh_file_zero_bytes(struct file *file, u64 offset, unsigned long bytes);
 unsigned long dlh_file_loose_bytes(struct file *file, u64 offset, unsigned long bytes, bool *locked);
 int dlh_file_punch(struct file *file, u64 offset, unsigned long bytes);
-bool dlh_merge_share(void);
 
 /* helpers/worker.c: a thread of the VMM. */
 struct vhost_task *dlh_worker_create(bool (*work)(void *), void (*killed)(void *), void *data);

@@ -7,7 +7,6 @@
 //! shared zero page: a merge into it, done when it is looked at.
 
 use dlh_abi::{Gfn, GfnRange};
-use dlh_bindings as bindings;
 use kernel::{current, mm::MmWithUser};
 use kvm_vm::{Memslots, SlotError, Span};
 
@@ -50,18 +49,6 @@ pub enum Mode {
     Release,
     /// At once, for private anonymous memory.
     Share,
-}
-
-impl Mode {
-    /// As the module's parameter `merge` says. Any context.
-    pub fn from_parameter() -> Self {
-        // SAFETY: May be called anywhere.
-        if unsafe { bindings::dlh_merge_share() } {
-            Self::Share
-        } else {
-            Self::Release
-        }
-    }
 }
 
 impl From<SlotError> for Verdict {

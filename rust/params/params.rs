@@ -36,6 +36,8 @@ pub mod ksm_bridge {
     params! {
         /// Share of one CPU that the worker of a VM may use.
         worker_cpu_percent: u32 = dlh_param_worker_cpu_percent;
+        /// Whether the zero page is mapped at once.
+        merge_share: bool = dlh_param_merge_share;
     }
 }
 

@@ -27,7 +27,7 @@ RANGES = {
     },
     "ksm_bridge": {
         "worker_cpu_percent": ("100", "(1 to 100; default 100)", ("1", "100"), ("0", "101", "")),
-        "merge": ("release", "share (at once)", ("share", "release"), ("both", "")),
+        "merge": ("release", "default release)", ("share", "release"), ("both", "")),
     },
     "dlh_guest": {
         "ring_entries": ("256", "(a power of two, 64 to 65536; default 256)", (), ()),
