@@ -14,7 +14,7 @@
 //! to finish a report does not hold it.
 
 use dlh_abi::{RingSize, ABI_VERSION, FEATURE_FREE_PAGES, FEATURE_RING};
-use kernel::prelude::*;
+use kernel::{fmt, prelude::*};
 use kvm_guest::{
     hypercall, platform, CpuHotplug, PageReporting, RebootNotifier, FAULT_REPORT_EARLY,
 };
@@ -27,7 +27,7 @@ mod rings;
 mod stats;
 
 use pace::Pace;
-use params::dlh_guest;
+use params::{dlh_guest, VERSION};
 use report::FreePages;
 use rings::Rings;
 
@@ -41,7 +41,7 @@ module! {
 
 /// The driver at work. The fields are dropped from the first to the last.
 struct DlhGuest {
-    _debug: debug::Directory,
+    _debug: Option<debug::Directory>,
     _reporting: Pin<KBox<PageReporting<FreePages>>>,
     _reboot: Pin<KBox<RebootNotifier<Rings>>>,
     _cpus: Pin<KBox<CpuHotplug<Rings>>>,
@@ -58,33 +58,49 @@ impl kernel::Module for DlhGuest {
             pr_warn!("TEST BUILD: pages are given back too early, this machine WILL LOSE DATA\n");
         }
 
-        let rings = Rings::new(size)?;
-        let cpus = CpuHotplug::new(c"dlh_guest:online", rings.clone())?;
-        let reboot = RebootNotifier::new(rings.clone())?;
+        let rings = Rings::new(size).inspect_err(without("memory for rings"))?;
+        let cpus = CpuHotplug::new(c"dlh_guest:online", rings.clone())
+            .inspect_err(without("word of CPUs that come and go"))?;
+        let reboot =
+            RebootNotifier::new(rings.clone()).inspect_err(without("word of this kernel's end"))?;
         let free_pages =
-            FreePages::new(rings.clone(), Pace::new(pace_mib), dlh_guest::timeout_ms())?;
+            FreePages::new(rings.clone(), Pace::new(pace_mib), dlh_guest::timeout_ms())
+                .inspect_err(without("memory for reports"))?;
         let reporting = PageReporting::new(order, batch, free_pages).inspect_err(|&e| match e {
             EBUSY => {
                 pr_info!("free page reporting belongs to another driver, standing back\n")
             }
-            _ => pr_err!("cannot report free pages: {:?}\n", e),
+            _ => pr_err!("cannot start, no reporting of free pages: {:?}\n", e),
         })?;
         pr_info!(
-            "reporting free blocks of order {}, {} at a time, through {} rings of {} entries\n",
+            "version {}: reporting free blocks of order {}, {} at a time, through {} rings of {} entries{}\n",
+            VERSION,
             reporting.order(),
             batch,
             rings.live(),
-            size.get()
+            size.get(),
+            AtMost(pace_mib)
         );
-        if pace_mib > 0 {
-            pr_info!("reporting at most {} MiB in a second\n", pace_mib);
+        // A module that fails to load is freed although files of it are open, so nothing may fail any more.
+        let debug = debug::Directory::new(&rings).ok();
+        Ok(Self { _debug: debug, _reporting: reporting, _reboot: reboot, _cpus: cpus })
+    }
+}
+
+/// Says what there is none of, in the log.
+fn without(what: &'static str) -> impl Fn(&Error) {
+    move |e| pr_err!("cannot start, no {}: {:?}\n", what, e)
+}
+
+/// The pace in MiB a second, in words, if there is one.
+struct AtMost(u32);
+
+impl fmt::Display for AtMost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            0 => Ok(()),
+            pace => write!(f, ", at most {pace} MiB in a second"),
         }
-        Ok(Self {
-            _debug: debug::Directory::new(&rings)?,
-            _reporting: reporting,
-            _reboot: reboot,
-            _cpus: cpus,
-        })
     }
 }
 

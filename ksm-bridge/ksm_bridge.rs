@@ -31,7 +31,7 @@ use kvm_merge::Mode;
 use kvm_ops::Registration;
 use merger::Policy;
 use operation::FreePages;
-use params::ksm_bridge;
+use params::{ksm_bridge, VERSION};
 
 module! {
     type: KsmBridge,
@@ -47,9 +47,23 @@ struct KsmBridge {
 
 impl kernel::Module for KsmBridge {
     fn init(module: &'static ThisModule) -> Result<Self> {
-        let mode = if ksm_bridge::merge_share() { Mode::Share } else { Mode::Release };
+        let (mode, merge) = match ksm_bridge::merge_share() {
+            true => (Mode::Share, "share"),
+            false => (Mode::Release, "release"),
+        };
         let policy = Policy { mode, cpu_percent: ksm_bridge::worker_cpu_percent() };
-        let operation = FreePages::new(policy)?;
-        Ok(Self { _registration: Registration::new(module, operation)? })
+        let operation = FreePages::new(policy)
+            .inspect_err(|e| pr_err!("cannot start, no memory: {:?}\n", e))?;
+        let registration = Registration::new(module, operation).inspect_err(|&e| match e {
+            EBUSY => pr_err!("cannot start, another module takes FREE_PAGES\n"),
+            _ => pr_err!("cannot start, kvm_dlh does not take FREE_PAGES: {:?}\n", e),
+        })?;
+        pr_info!(
+            "version {}: taking free pages of guests; merge={}, worker_cpu_percent={}\n",
+            VERSION,
+            merge,
+            policy.cpu_percent
+        );
+        Ok(Self { _registration: registration })
     }
 }

@@ -39,6 +39,8 @@ use crate::{
 #[pin_data]
 pub(crate) struct Host {
     budget: Budget,
+    /// All hooks are attached. Until then VMs get their queues at their first contact only.
+    started: Atomic<bool>,
     /// The module is on its way out: nothing new is made.
     closing: Atomic<bool>,
     probes: Arc<ExitProbes<Host>>,
@@ -75,7 +77,11 @@ pub(crate) enum StartError {
     /// A hook point of KVM.
     Missing(Missing),
     /// Anything else.
-    Other(Error),
+    Other {
+        /// What there is none of.
+        what: &'static str,
+        error: Error,
+    },
 }
 
 impl From<Missing> for StartError {
@@ -84,9 +90,10 @@ impl From<Missing> for StartError {
     }
 }
 
-impl From<Error> for StartError {
-    fn from(e: Error) -> Self {
-        Self::Other(e)
+impl StartError {
+    /// There is no `what`.
+    fn without(what: &'static str) -> impl FnOnce(Error) -> Self {
+        move |error| Self::Other { what, error }
     }
 }
 
@@ -104,6 +111,7 @@ impl Host {
         let host = Arc::pin_init(
             try_pin_init!(Self {
                 budget,
+                started: Atomic::new(false),
                 closing: Atomic::new(false),
                 probes,
                 directory: Directory::new()?,
@@ -115,15 +123,17 @@ impl Host {
                 by_vm <- Table::new(),
                 burials: Atomic::new(0),
                 ticker <- new_mutex!(None),
-            }),
+            }? Error),
             GFP_KERNEL,
-        )?;
-        let published = Published::new(host.clone())?;
+        )
+        .map_err(StartError::without("memory"))?;
+        let published = Published::new(host.clone())
+            .map_err(StartError::without("interface for operations"))?;
         let mut running = Running { hooks: None, published: Some(published), host };
         match running.attach(max_defer) {
             Ok(()) => Ok(running),
             Err(e) => {
-                // VMs may have come by already.
+                // The thread runs already, or some of the hooks have been there for a moment.
                 running.stop();
                 Err(e)
             }
@@ -250,15 +260,24 @@ impl Host {
 }
 
 impl Running {
+    /// Whether a thread sees to it that no entry waits for too long.
+    pub(crate) fn watches(&self) -> bool {
+        self.host.ticker.lock().is_some()
+    }
+
     fn attach(&mut self, max_defer: Delta) -> Result<(), StartError> {
         let host = &self.host;
-        self.hooks = Some(Hooks::attach(host.clone())?);
         if !max_defer.is_zero() && timer_tick().is_none_or(|tick| max_defer < tick) {
             // At one look it is new, at the next one thread is made to exit, at the third all are: within
             // three periods, and a fourth for what the kernel adds.
             let period = Delta::from_nanos(max_defer.as_nanos() / 4);
-            *host.ticker.lock() = Some(Ticker::start(host.clone(), period)?);
+            let ticker = Ticker::start(host.clone(), period)
+                .map_err(StartError::without("thread that looks at doorbells"))?;
+            *host.ticker.lock() = Some(ticker);
         }
+        // Last: from the first hook on there may be VMs, and files of theirs that somebody has open.
+        self.hooks = Some(Hooks::attach(host.clone())?);
+        host.started.store(true, Release);
         Ok(())
     }
 
@@ -321,7 +340,9 @@ impl Events for Host {
     }
 
     fn created(this: ArcBorrow<'_, Self>, vm: &Vm) {
-        if !this.is_closing() {
+        // A module that fails to load is freed although files of it are open. Nothing fails after the last hook,
+        // which is that on hypercalls.
+        if this.started.load(Acquire) && !this.is_closing() {
             Birth::announce(this.into(), vm);
         }
     }

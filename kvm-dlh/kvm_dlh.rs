@@ -21,7 +21,7 @@
 //! 7. `Ring::late`, `Host::ticker`
 //! 8. spin locks: `Unfinished::counts`, `VmQueue::inserted`, `Ring::runner`, `Table::writers`, a doorbell's
 
-use kernel::{prelude::*, time::Delta};
+use kernel::{fmt, prelude::*, time::Delta};
 
 mod birth;
 mod budget;
@@ -38,7 +38,7 @@ mod trace;
 
 use budget::Budget;
 use host::Host;
-use params::kvm_dlh;
+use params::{kvm_dlh, VERSION};
 
 module! {
     type: KvmDlh,
@@ -60,7 +60,16 @@ impl kernel::Module for KvmDlh {
         };
         let defer_us = kvm_dlh::max_defer_us();
         match Host::start(budget, Delta::from_micros(defer_us.into())) {
-            Ok(host) => Ok(Self { host }),
+            Ok(host) => {
+                pr_info!(
+                    "version {}: hypercalls of guests are deferred; a drain has {} entries or {} us; an entry waits {}\n",
+                    VERSION,
+                    budget.entries,
+                    kvm_dlh::budget_us(),
+                    Waits { defer_us, watched: host.watches() }
+                );
+                Ok(Self { host })
+            }
             Err(host::StartError::Missing(missing)) => {
                 let what = match missing.error {
                     ENOENT => "is missing",
@@ -70,7 +79,27 @@ impl kernel::Module for KvmDlh {
                 pr_err!("this kernel's KVM cannot be extended: {} {}\n", missing.name, what);
                 Err(missing.error)
             }
-            Err(host::StartError::Other(e)) => Err(e),
+            Err(host::StartError::Other { what, error }) => {
+                pr_err!("cannot start, no {}: {:?}\n", what, error);
+                Err(error)
+            }
+        }
+    }
+}
+
+/// How long an entry waits, in words.
+struct Waits {
+    defer_us: u32,
+    /// Whether the module sees to it itself.
+    watched: bool,
+}
+
+impl fmt::Display for Waits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.defer_us, self.watched) {
+            (0, _) => f.write_str("for its vCPU to exit"),
+            (us, true) => write!(f, "{us} us at most, by a thread that looks"),
+            (us, false) => write!(f, "{us} us at most, by the host's tick"),
         }
     }
 }

@@ -5,6 +5,18 @@
 //!
 //! C header: `rust/dlh_bindings/helpers/param.h`; ranges and defaults are in `rust/dlh_bindings/helpers/params/`
 
+use dlh_bindings as bindings;
+use kernel::str::CStr;
+
+/// The version of all modules.
+pub const VERSION: &str = match CStr::from_bytes_with_nul(bindings::DLH_VERSION) {
+    Ok(version) => match version.to_str() {
+        Ok(version) => version,
+        Err(_) => panic!("the version is no text"),
+    },
+    Err(_) => panic!("the version does not end"),
+};
+
 /// Functions that are compiled into who uses them: none of them refers to another module's parameters.
 macro_rules! params {
     ($($(#[$doc:meta])* $name:ident: $type:ty = $helper:ident;)*) => {

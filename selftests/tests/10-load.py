@@ -44,7 +44,8 @@ def run(*command: object) -> subprocess.CompletedProcess[str]:
 
 
 def insert(module: str, *arguments: str) -> int:
-    return run("insmod", MODULES / f"{module}.ko", *arguments).returncode
+    folder = MODULES if module in RANGES else MODULES.parent / "test-modules"
+    return run("insmod", folder / f"{module}.ko", *arguments).returncode
 
 
 def remove(module: str) -> int:
@@ -106,9 +107,30 @@ def check_parameters(module: str) -> None:
     ktap.ok(not Path("/sys/module", module).exists(), f"{module}: and nothing is loaded")
 
 
-ktap.plan(3 + 3 + 2 * 5)
+def check_words(module: str, words: str) -> None:
+    """1 result."""
+    says(module)
+    insert(module)
+    said = says(module)
+    version = Path("/sys/module", module, "version").read_text().rstrip()
+    described = run("modinfo", "-F", "version", MODULES / f"{module}.ko").stdout.rstrip()
+    right = len(said) == 1 and f"{module}: version {version}: " in said[0] and words in said[0]
+    ktap.ok(right and version == described, f"{module}: one line says that it is there, with its version and what is on", *said)
+
+
+ktap.plan(3 + 3 + 2 + 1 + 2 * 5)
 for lap in range(3):
     ktap.equal((insert("kvm_dlh"), remove("kvm_dlh")), (0, 0), f"inserted and removed, lap {lap}")
+check_words("kvm_dlh", "a drain has 512 entries or 50 us; an entry waits 10000 us at most")
+check_words("ksm_bridge", "merge=release, worker_cpu_percent=100")
+remove("ksm_bridge")
+insert("odd_operation", "number=1")
+says("ksm_bridge")
+refused_status, reasons = insert("ksm_bridge"), says("ksm_bridge")
+taken = reasons == ["ksm_bridge: cannot start, another module takes FREE_PAGES"]
+ktap.ok(refused_status != 0 and taken, "ksm_bridge: one line says why it cannot be", *reasons)
+remove("odd_operation")
+remove("kvm_dlh")
 for every in RANGES:
     check_modinfo(every)
 check_parameters("kvm_dlh")

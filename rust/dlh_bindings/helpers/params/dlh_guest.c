@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
-/* The parameters of dlh_guest.ko. */
+/* Version and parameters of dlh_guest.ko. */
 
 #include <linux/module.h>
 
+#include "../../version.h"
 #include "../param.h"
+
+MODULE_VERSION(DLH_VERSION);
 
 DLH_PARAM_POWER_OF_TWO(uint, ring_entries, 64, 65536, 256, "Entries of each CPU's ring");
 DLH_PARAM_ALSO(int, order, 0, 10, -1, "page_reporting.page_reporting_order, or else 9", -1,

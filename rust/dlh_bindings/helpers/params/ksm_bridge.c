@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
-/* The parameters of ksm_bridge.ko. */
+/* Version and parameters of ksm_bridge.ko. */
 
 #include <linux/module.h>
 #include <linux/string.h>
 #include <linux/sysfs.h>
 
+#include "../../version.h"
 #include "../param.h"
+
+MODULE_VERSION(DLH_VERSION);
 
 DLH_PARAM(uint, worker_cpu_percent, 1, 100, 100, "Percent of one CPU that the worker of a VM may use");
 

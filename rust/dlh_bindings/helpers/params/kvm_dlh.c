@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
-/* The parameters of kvm_dlh.ko. */
+/* Version and parameters of kvm_dlh.ko. */
 
 #include <linux/module.h>
 
+#include "../../version.h"
 #include "../param.h"
+
+MODULE_VERSION(DLH_VERSION);
 
 DLH_PARAM(uint, budget_entries, 1, 65536, 512, "Entries executed at most before a vCPU may go on");
 DLH_PARAM(uint, budget_us, 1, 1000000, 50, "Microseconds spent on them at most, but for the last one");
