@@ -10,6 +10,7 @@ use std::time::Duration;
 use kvm_ioctls::Kvm;
 
 use crate::ktap::{check, check_eq, Case, CaseResult, Result, Verdict};
+use crate::stats::Stats;
 use crate::thread::wait_until;
 use crate::vm::{Vm, VmConfig};
 
@@ -20,6 +21,7 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("a VM has its queue before it has run", at_once),
         Case::new("a VM under the descriptor of one that still lives", same_descriptor),
         Case::new("a hundred VMs at the same time", hundred),
+        Case::new("a VM that another thread has made", by_thread),
     ]
 }
 
@@ -96,5 +98,24 @@ fn hundred() -> CaseResult {
     // And they are of use.
     let vm = Vm::new(VmConfig::default())?;
     vm.stats()?.check_law()?;
+    Ok(Verdict::Pass)
+}
+
+/// KVM names its directory by the thread; the VMM's pid is in the statistics.
+fn by_thread() -> CaseResult {
+    let kvm = Kvm::new()?;
+    let maker = std::thread::spawn(move || {
+        // SAFETY: Has no preconditions.
+        kvm.create_vm().map(|vm| (vm, unsafe { libc::gettid() }))
+    });
+    let (vm, tid) = maker.join().map_err(|_| "the thread panicked")??;
+    let name = format!("{tid}-{}", vm.as_raw_fd());
+    check!(directory("kvm", &name).exists(), "KVM has no directory {name}");
+    let ours = directory("kvm_dlh", &name);
+    let seen = Stats::read(&ours.join("stats"))?.get("vmm_pid")?;
+    check!(tid as u32 != std::process::id(), "the thread has the pid of its process");
+    check_eq!(seen, u64::from(std::process::id()), "vmm_pid");
+    drop(vm);
+    wait_until(Duration::from_secs(10), "it is gone", || !ours.exists())?;
     Ok(Verdict::Pass)
 }

@@ -8,6 +8,7 @@ mod birth;
 mod budget;
 mod calls;
 pub(crate) mod discovery;
+mod files;
 pub(crate) mod foreign;
 pub(crate) mod free_pages;
 mod guest_memfd;
@@ -97,6 +98,12 @@ pub(crate) enum Subject {
         #[arg(long)]
         build: PathBuf,
     },
+    /// Files of the modules that somebody has open; none of ours is inserted at the start.
+    Files {
+        /// Where the module files are.
+        #[arg(long)]
+        modules: PathBuf,
+    },
     /// Operations of other modules; none of ours is inserted at the start.
     Operations {
         /// Where the folders with module files are.
@@ -133,6 +140,7 @@ impl Subject {
             }
             Subject::Reload { modules } => reload::cases(modules),
             Subject::Waits { build } => waits::cases(&build),
+            Subject::Files { modules } => files::cases(modules),
             Subject::Operations { build } => operations::cases(&build),
         }
     }
