@@ -35,7 +35,17 @@ def refused(guest: Guest, arguments: str, reason: str, name: str) -> None:
     ktap.equal(guest.check(TRACES), "", f"{name}: nothing stays behind")
 
 
-ktap.plan(3 * 11 + 1 + 3 + 4)
+def open_file(guest: Guest, name: str, how: str) -> None:
+    """A file that is open keeps the driver where it is, and nothing happens when it is closed."""
+    guest.check("insmod /dlh_guest.ko")
+    path = f"/sys/kernel/debug/dlh_guest/{name}"
+    script = f"exec 7{how}{path}; rmmod dlh_guest; echo $?; exec 7>&-; rmmod dlh_guest; echo $?"
+    said = guest.check(script).splitlines()
+    numbers = [line for line in said if line.isdecimal()]
+    ktap.equal(numbers, ["1", "0"], f"the driver does not go while somebody has {name} open, and goes then")
+
+
+ktap.plan(3 * 11 + 1 + 3 + 3 + 4)
 with Guest(files=FILES, mem="256M") as guest:
     refused(guest, "", "the host has no deferrable hypercalls", "a stock host")
     host("insmod", MODULES / "kvm_dlh.ko")
@@ -60,6 +70,9 @@ with Guest(files=FILES, mem="256M") as guest:
         rings = "rings 1\n" in guest.check("cat /sys/kernel/debug/dlh_guest/stats")
         removed = guest.run("rmmod dlh_guest").status
         ktap.equal((loaded, rings, removed), (0, True, 0), f"inserted, has its ring, removed, lap {lap}")
+    open_file(guest, "stats", "<")
+    open_file(guest, "bench", "<")
+    open_file(guest, "trace", ">")
     ktap.equal(guest.check(TRACES), "", "nothing stays behind")
     order = guest.check("cat /sys/module/page_reporting/parameters/page_reporting_order")
     ktap.equal(order, "9\n", "the order of reporting is as before")
