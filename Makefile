@@ -25,9 +25,12 @@ CARGO_BUILD = env RUSTFLAGS="-C target-feature=+crt-static" \
 PROGRAMS := dlh-churn dlh-kexec dlh-vmm
 FAULTS := report_early missing_hook no_vma_check
 
+# Tools that the kernel's build is told, because they were given to this one: it takes none from the environment.
+TOOLS = $(foreach t,CC LD RUSTC BINDGEN PAHOLE LLVM CROSS_COMPILE,$(if $(filter command line,$(origin $(t))),"$(t)=$($(t))"))
+
 .PHONY: modules
 modules:
-	@configs/check "$(KDIR)"
+	@configs/check "$(KDIR)" $(TOOLS)
 	@mkdir -p "$(OUT)"
 	@$(MAKE) -C "$(KDIR)" M="$(CURDIR)" MO="$(OUT)" DLH_FAULT="$(DLH_FAULT)" \
 		$(addprefix CLIPPY=,$(CLIPPY)) $(addprefix W=,$(W)) $(addprefix C=,$(C)) modules
