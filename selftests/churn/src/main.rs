@@ -41,9 +41,8 @@ struct Arguments {
 enum Command {
     /// Verify continuously; exits with 1 if any word was not what was written.
     Check {
-        /// How long, in seconds.
-        #[arg(long, default_value_t = 30)]
-        seconds: u64,
+        #[command(flatten)]
+        end: End,
         /// Threads.
         #[arg(long, default_value_t = 2)]
         threads: u64,
@@ -56,9 +55,8 @@ enum Command {
     },
     /// Verify continuously that fresh memory is all zeroes; exits with 1 if any word was not.
     Zeroes {
-        /// How long, in seconds.
-        #[arg(long, default_value_t = 30)]
-        seconds: u64,
+        #[command(flatten)]
+        end: End,
         /// MiB in use at a time; above 32, the C library takes them from the kernel each time.
         #[arg(long, default_value_t = 40)]
         mib: usize,
@@ -90,6 +88,33 @@ enum Command {
     },
 }
 
+/// When to end: after so much work, or after so much time.
+#[derive(clap::Args)]
+struct End {
+    /// At least so many laps, of all threads together.
+    #[arg(long, default_value_t = 10)]
+    laps: u64,
+    /// Not before this file is there.
+    #[arg(long)]
+    until: Option<PathBuf>,
+    /// After so many seconds instead, however much has been done.
+    #[arg(long, conflicts_with_all = ["laps", "until"])]
+    seconds: Option<u64>,
+}
+
+impl End {
+    /// Whether it is time, `begin` having been the beginning.
+    fn has_come(&self, begin: Instant, sums: &Sums) -> bool {
+        match (self.seconds, &self.until) {
+            (Some(seconds), _) => begin.elapsed() >= Duration::from_secs(seconds),
+            (None, until) => {
+                sums.laps.load(Relaxed) >= self.laps
+                    && until.as_ref().is_none_or(|file| file.exists())
+            }
+        }
+    }
+}
+
 const MIB_WORDS: usize = (1 << 20) / size_of::<u64>();
 const PAGE_WORDS: usize = 4096 / size_of::<u64>();
 
@@ -108,9 +133,9 @@ struct Sums {
     mismatches: AtomicU64,
 }
 
-fn check(thread: u64, mib: usize, wait: Duration, until: Instant, sums: &Sums) {
-    let mut lap = 0;
-    while Instant::now() < until {
+fn check(thread: u64, mib: usize, wait: Duration, end: &End, sums: &Sums) {
+    let (begin, mut lap) = (Instant::now(), 0);
+    while !end.has_come(begin, sums) {
         lap += 1;
         // From 256 KiB up, so that pages of every order are taken and given back.
         let words = MIB_WORDS / 4 * (1 + (lap as usize * 7) % (4 * mib));
@@ -126,9 +151,9 @@ fn check(thread: u64, mib: usize, wait: Duration, until: Instant, sums: &Sums) {
     }
 }
 
-fn zeroes(mib: usize, until: Instant, sums: &Sums) {
-    let mut lap = 0;
-    while Instant::now() < until {
+fn zeroes(mib: usize, end: &End, sums: &Sums) {
+    let (begin, mut lap) = (Instant::now(), 0);
+    while !end.has_come(begin, sums) {
         lap += 1;
         // The compiler must not know what is in it.
         let mut memory = black_box(vec![0u64; mib * MIB_WORDS]);
@@ -175,22 +200,19 @@ fn conclude(sums: &Sums) -> ! {
 
 fn main() {
     match Arguments::parse().command {
-        Command::Check { seconds, threads, mib, wait } => {
-            let until = Instant::now() + Duration::from_secs(seconds);
-            let sums = Sums::default();
+        Command::Check { end, threads, mib, wait } => {
+            let (wait, sums) = (Duration::from_millis(wait), Sums::default());
             thread::scope(|scope| {
                 for thread in 1..=threads {
-                    let sums = &sums;
-                    scope.spawn(move || {
-                        check(thread, mib, Duration::from_millis(wait), until, sums)
-                    });
+                    let (end, sums) = (&end, &sums);
+                    scope.spawn(move || check(thread, mib, wait, end, sums));
                 }
             });
             conclude(&sums);
         }
-        Command::Zeroes { seconds, mib } => {
+        Command::Zeroes { end, mib } => {
             let sums = Sums::default();
-            zeroes(mib, Instant::now() + Duration::from_secs(seconds), &sums);
+            zeroes(mib, &end, &sums);
             conclude(&sums);
         }
         Command::Laps { laps, mib } => {
