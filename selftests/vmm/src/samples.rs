@@ -10,6 +10,7 @@ use dlh_abi::{Call, Operation};
 use crate::{
     ktap::{failed, Result},
     ring::{Ring, NOP},
+    stats::directories,
     vm::{Vm, VmConfig, BASE},
 };
 
@@ -66,15 +67,11 @@ pub(crate) fn idle() -> Result<()> {
 
 /// What KVM says of the only vCPU of this process.
 fn tsc_offset() -> Result<i64> {
-    let mine = format!("{}-", std::process::id());
-    for vm in std::fs::read_dir("/sys/kernel/debug/kvm")? {
-        let vm = vm?;
-        if vm.file_name().to_string_lossy().starts_with(&mine) {
-            let offset = std::fs::read_to_string(vm.path().join("vcpu0/tsc-offset"))?;
-            return offset.trim().parse().map_err(|e| format!("tsc-offset {offset:?}: {e}").into());
-        }
-    }
-    failed("debugfs does not know this VM")
+    let [vm] = &directories("kvm", std::process::id())?[..] else {
+        return failed("debugfs does not know this VM");
+    };
+    let offset = std::fs::read_to_string(vm.join("vcpu0/tsc-offset"))?;
+    offset.trim().parse().map_err(|e| format!("tsc-offset {offset:?}: {e}").into())
 }
 
 /// Prints how long an exit takes, in ticks: with an empty ring, and with one that a guest floods.

@@ -64,16 +64,17 @@ impl Stats {
 #[derive(Debug)]
 pub(crate) struct Known {
     before: Vec<PathBuf>,
+    maker: i32,
     descriptor: i32,
 }
 
 impl Known {
-    /// To be called before the VM is made.
+    /// To be called before the VM is made, by the thread that makes it.
     pub(crate) fn now() -> Self {
-        let pid = std::process::id();
-        let list = |module| directories(module, pid).unwrap_or_default();
+        let list = |module| all(module).unwrap_or_default();
         let before = ["kvm_dlh", "ksm_bridge"].into_iter().flat_map(list).collect();
-        Self { before, descriptor: -1 }
+        // SAFETY: Has no preconditions.
+        Self { before, maker: unsafe { libc::gettid() }, descriptor: -1 }
     }
 
     /// The VM that has been made since has this descriptor.
@@ -81,21 +82,32 @@ impl Known {
         self.descriptor = descriptor;
     }
 
-    /// As KVM calls its own, `<tid>-<fd>`; with the module's number of the VM where that was taken. Of
-    /// several, the one that was not there before; the name itself may have been, and be free again since.
+    /// As KVM calls its own, by the thread that made the VM and its descriptor.
+    fn name(&self) -> String {
+        format!("{}-{}", self.maker, self.descriptor)
+    }
+
+    /// As KVM calls its own; with the module's number of the VM where that was taken. Of several, the one that was
+    /// not there before; the name itself may have been, and be free again since.
     fn directory_by_name(&self, module: &str) -> Result<Option<PathBuf>> {
-        let pid = std::process::id();
-        let name = format!("{pid}-{}", self.descriptor);
+        let name = self.name();
         let numbered = format!("{name}.");
         let is_ours = |path: &PathBuf| {
             let file = path.file_name().map(|file| file.to_string_lossy().into_owned());
             file.is_some_and(|file| file == name || file.starts_with(&numbered))
         };
-        let mut found = directories(module, pid)?;
+        let mut found = all(module)?;
         found.retain(is_ours);
         let new = found.iter().find(|path| !self.before.contains(path));
         let same = || found.iter().find(|path| path.ends_with(&name));
         Ok(new.or_else(same).cloned())
+    }
+
+    /// What KVM itself counts of the VM, all its vCPUs together.
+    pub(crate) fn kvm_count(&self, name: &str) -> Result<u64> {
+        let path = Path::new(DEBUGFS).join("kvm").join(self.name()).join(name);
+        let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+        Ok(text.trim().parse()?)
     }
 
     /// What kvm_dlh says of the VM's rings.
@@ -149,22 +161,33 @@ pub(crate) fn vms(module: &str) -> Result<usize> {
     Ok(fs::read_dir(Path::new(DEBUGFS).join(module))?.count())
 }
 
-/// The directories that a module has for VMs of a process.
-pub(crate) fn directories(module: &str, pid: u32) -> Result<Vec<PathBuf>> {
+/// All directories that a module has for VMs.
+fn all(module: &str) -> Result<Vec<PathBuf>> {
     let parent = Path::new(DEBUGFS).join(module);
-    let mut found = Vec::new();
     let entries = fs::read_dir(&parent).map_err(|e| format!("{}: {e}", parent.display()))?;
-    for entry in entries {
-        let entry = entry?;
-        if entry.file_name().to_string_lossy().starts_with(&format!("{pid}-")) {
-            found.push(entry.path());
-        }
-    }
+    entries.map(|entry| Ok(entry?.path())).collect()
+}
+
+/// The directories that a module has for VMs of a process. They are named by the thread that made the VM, and say
+/// whose it is, as that thread may have ended.
+pub(crate) fn directories(module: &str, pid: u32) -> Result<Vec<PathBuf>> {
+    let threads: Vec<_> = fs::read_dir(format!("/proc/{pid}/task"))
+        .map(|tasks| tasks.flatten().map(|task| task.file_name()).collect())
+        .unwrap_or_default();
+    let mut found = all(module)?;
+    found.retain(|path| {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let maker =
+            name.as_deref().and_then(|name| name.split_once('-')).map_or("", |(maker, _)| maker);
+        // The first is enough for most, and costs no look into the files of other VMs.
+        maker == pid.to_string()
+            || threads.iter().any(|thread| thread == maker)
+            || owner(path) == Some(pid.into())
+    });
     Ok(found)
 }
 
-/// What KVM itself counts of the VM with this descriptor, all its vCPUs together.
-pub(crate) fn kvm_count(fd: i32, name: &str) -> Result<u64> {
-    let path = format!("{DEBUGFS}/kvm/{}-{fd}/{name}", std::process::id());
-    Ok(fs::read_to_string(path)?.trim().parse()?)
+/// The process that a module says a VM belongs to.
+fn owner(directory: &Path) -> Option<u64> {
+    Stats::read(&directory.join("stats")).ok()?.get("vmm_pid").ok()
 }

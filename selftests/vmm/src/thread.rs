@@ -39,11 +39,18 @@ pub(crate) fn with_vcpu<T: Send, M>(
     })
 }
 
-/// Waits until a condition holds; what it was is for the message.
+/// How long to wait for what comes on any machine, or never. It ends a hang: no verdict depends on how fast the
+/// machine is.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Waits until a condition holds; what it was is for the message. It is looked at once more when the time is up.
 pub(crate) fn wait_until(limit: Duration, what: &str, holds: impl Fn() -> bool) -> Result<()> {
     let deadline = Instant::now() + limit;
     while !holds() {
         if Instant::now() > deadline {
+            if holds() {
+                break;
+            }
             return failed(format!("after {limit:?}, still not: {what}"));
         }
         thread::sleep(Duration::from_millis(1));

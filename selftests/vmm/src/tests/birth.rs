@@ -5,13 +5,13 @@
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use kvm_ioctls::Kvm;
 
+use super::check_vm_works;
 use crate::ktap::{check, check_eq, Case, CaseResult, Result, Verdict};
-use crate::stats::Stats;
-use crate::thread::wait_until;
+use crate::stats::directories;
+use crate::thread::{wait_until, PATIENCE};
 use crate::vm::{Vm, VmConfig};
 
 const DEBUGFS: &str = "/sys/kernel/debug";
@@ -21,7 +21,7 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("a VM has its queue before it has run", at_once),
         Case::new("a VM under the descriptor of one that still lives", same_descriptor),
         Case::new("a hundred VMs at the same time", hundred),
-        Case::new("a VM that another thread has made", by_thread),
+        Case::new("a VM that another thread has made, and has ended", another_thread),
     ]
 }
 
@@ -31,21 +31,15 @@ fn directory(module: &str, name: &str) -> PathBuf {
 
 /// What the module has, of this process.
 fn ours() -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(format!("{DEBUGFS}/kvm_dlh"))? {
-        let name = entry?.file_name().to_string_lossy().into_owned();
-        if name.starts_with(&format!("{}-", std::process::id())) {
-            names.push(name);
-        }
-    }
+    let paths = directories("kvm_dlh", std::process::id())?;
+    let name = |path: PathBuf| path.file_name().map(|name| name.to_string_lossy().into_owned());
+    let mut names: Vec<_> = paths.into_iter().filter_map(name).collect();
     names.sort();
     Ok(names)
 }
 
 fn all_gone() -> Result<()> {
-    wait_until(Duration::from_secs(10), "the queues are gone", || {
-        ours().is_ok_and(|names| names.is_empty())
-    })
+    wait_until(PATIENCE, "the queues are gone", || ours().is_ok_and(|names| names.is_empty()))
 }
 
 fn at_once() -> CaseResult {
@@ -79,8 +73,28 @@ fn same_descriptor() -> CaseResult {
     check!(names.contains(&name), "no {name} in {names:?}");
     second.stats()?.check_law()?;
     drop(second);
-    wait_until(Duration::from_secs(10), "one is gone", || ours().is_ok_and(|n| n.len() == 1))?;
+    wait_until(PATIENCE, "one is gone", || ours().is_ok_and(|n| n.len() == 1))?;
     drop(vcpu);
+    all_gone()?;
+    Ok(Verdict::Pass)
+}
+
+/// KVM, and so the module, names it after the thread; the module says whose process it is.
+fn another_thread() -> CaseResult {
+    all_gone()?;
+    // SAFETY: Has no preconditions.
+    let make = || Ok((unsafe { libc::gettid() }, Vm::new(VmConfig::default())?));
+    let made: Result<_> = std::thread::spawn(make).join().map_err(|_| "the thread panicked")?;
+    let (tid, mut vm) = made?;
+    check!(tid as u32 != std::process::id(), "the thread is the process's first");
+    let found = directories("kvm_dlh", std::process::id())?;
+    check_eq!(found.len(), 1, "directories of this process's VMs, {found:?}");
+    let name = found[0].file_name().map(|name| name.to_string_lossy().into_owned());
+    let name = name.unwrap_or_default();
+    check!(name.starts_with(&format!("{tid}-")), "it is called {name}, made by thread {tid}");
+    check_eq!(vm.stats()?.get("vmm_pid")?, u64::from(std::process::id()), "vmm_pid");
+    check_vm_works(&mut vm)?;
+    drop(vm);
     all_gone()?;
     Ok(Verdict::Pass)
 }
@@ -98,24 +112,5 @@ fn hundred() -> CaseResult {
     // And they are of use.
     let vm = Vm::new(VmConfig::default())?;
     vm.stats()?.check_law()?;
-    Ok(Verdict::Pass)
-}
-
-/// KVM names its directory by the thread; the VMM's pid is in the statistics.
-fn by_thread() -> CaseResult {
-    let kvm = Kvm::new()?;
-    let maker = std::thread::spawn(move || {
-        // SAFETY: Has no preconditions.
-        kvm.create_vm().map(|vm| (vm, unsafe { libc::gettid() }))
-    });
-    let (vm, tid) = maker.join().map_err(|_| "the thread panicked")??;
-    let name = format!("{tid}-{}", vm.as_raw_fd());
-    check!(directory("kvm", &name).exists(), "KVM has no directory {name}");
-    let ours = directory("kvm_dlh", &name);
-    let seen = Stats::read(&ours.join("stats"))?.get("vmm_pid")?;
-    check!(tid as u32 != std::process::id(), "the thread has the pid of its process");
-    check_eq!(seen, u64::from(std::process::id()), "vmm_pid");
-    drop(vm);
-    wait_until(Duration::from_secs(10), "it is gone", || !ours.exists())?;
     Ok(Verdict::Pass)
 }

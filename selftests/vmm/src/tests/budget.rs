@@ -10,7 +10,7 @@ use dlh_abi::{header, Function};
 
 use crate::ktap::{check, check_eq, Case, CaseResult, Result, Verdict};
 use crate::ring::{Ring, NOP};
-use crate::thread::{wait_until, with_vcpu};
+use crate::thread::{wait_until, with_vcpu, PATIENCE};
 use crate::vcpu::{Exit, Stop, Vcpu};
 use crate::vm::{Irqchip, Vm, VmConfig, BASE};
 
@@ -73,7 +73,7 @@ fn before_waiting() -> CaseResult {
         &mut vcpu,
         |vcpu| vcpu.begin_publish(&mut ring, 0, Exit::Hlt),
         || {
-            wait_until(Duration::from_secs(10), "done while the vCPU waits", || {
+            wait_until(PATIENCE, "done while the vCPU waits", || {
                 watched.word32(header::DONE).load(Ordering::SeqCst) == ENTRIES / 2
             })
         },
@@ -123,7 +123,7 @@ fn kick_and_go() -> CaseResult {
         )?;
         vm.stats()?.check_law()?;
         drop((kicker, vm));
-        wait_until(Duration::from_secs(10), "the module has forgotten the VM", || {
+        wait_until(PATIENCE, "the module has forgotten the VM", || {
             crate::stats::directories("kvm_dlh", std::process::id()).is_ok_and(|d| d.is_empty())
         })?;
     }
@@ -181,9 +181,7 @@ fn deferred_for(vm: &Vm, vcpu: &mut Vcpu, ring: &mut Ring, limit: Duration) -> R
             vcpu.begin_publish(ring, LONG, Exit::Pio)
         },
         || {
-            wait_until(Duration::from_secs(10), "the entry is visible", || {
-                word(header::TAIL) == tail
-            })?;
+            wait_until(PATIENCE, "the entry is visible", || word(header::TAIL) == tail)?;
             let begin = Instant::now();
             while word(header::DONE) != tail && begin.elapsed() < limit {
                 std::thread::sleep(Duration::from_micros(200));

@@ -3,18 +3,16 @@
 //! vCPUs that wait in the kernel: what they published is executed before they do.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use dlh_abi::{header, Function};
 
 use super::check_vm_works;
 use crate::ktap::{check, check_eq, Case, CaseResult, Verdict};
 use crate::ring::{Ring, NOP};
-use crate::thread::{wait_until, with_vcpu};
+use crate::thread::{wait_until, with_vcpu, PATIENCE};
 use crate::vcpu::{Exit, Stop};
 use crate::vm::{Irqchip, Vm, VmConfig, BASE};
 
-const PATIENCE: Duration = Duration::from_secs(5);
 /// Entries that are executed at any exit: the default of the module's budget_entries.
 const BUDGET: u32 = 512;
 

@@ -5,7 +5,7 @@
 use std::fs;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dlh_abi::Error;
 
@@ -15,7 +15,7 @@ use super::reporting::{
 };
 use crate::ktap::{check, check_eq, failed, Case, CaseResult, Result, Verdict};
 use crate::memory::{Backing, Mapping, FILE_WORD, HUGE_PAGE, PAGE};
-use crate::thread::wait_until;
+use crate::thread::{wait_until, PATIENCE};
 use crate::vm::{Vm, VmConfig};
 
 /// log2 of the sizes of huge pages.
@@ -188,7 +188,7 @@ fn ksm() -> CaseResult {
     fs::write(format!("{KSM}/pages_to_scan"), "2000")?;
     fs::write(format!("{KSM}/run"), "1")?;
     let mut setup = Setup::unfilled(mapping)?;
-    wait_until(Duration::from_secs(60), "KSM has merged the pages", || {
+    wait_until(PATIENCE, "KSM has merged the pages", || {
         shared().is_ok_and(|sharing| sharing >= pages as u64 - 300)
     })?;
     let half = pages / 2 * PAGE;
@@ -198,7 +198,7 @@ fn ksm() -> CaseResult {
     check_eq!(changed, None, "offset of lost data");
     // KSM goes on: it merges them once more when they are alike again.
     setup.memory.fill(0, half, |at| pattern(at % PAGE));
-    wait_until(Duration::from_secs(60), "KSM has merged the pages again", || {
+    wait_until(PATIENCE, "KSM has merged the pages again", || {
         shared().is_ok_and(|sharing| sharing >= pages as u64 - 300)
     })?;
     let changed = setup.memory.first_difference(0, 2 * half, |at| pattern(at % PAGE));
@@ -441,6 +441,12 @@ fn state_of(map: &[u64], gpa: u64) -> Option<u64> {
     None
 }
 
+/// Whether what began so long ago must have been counted as having come back in a span of so many seconds, if any. A
+/// machine may be too slow for that.
+fn in_time(took: Duration, seconds: Option<u64>) -> bool {
+    seconds.is_none_or(|seconds| took < Duration::from_secs(seconds))
+}
+
 fn map() -> CaseResult {
     const UNKNOWN: u64 = 0;
     const MERGED: u64 = 2;
@@ -453,6 +459,7 @@ fn map() -> CaseResult {
         setup.vm.vcpus[0].store(place(page), page as u32)?;
     }
     let before = setup.vm.bridge_stats()?;
+    let began = Instant::now();
     check_eq!(setup.report(place(7), 1200 * PAGE_BYTES)?, 0, "status");
     let map = setup.vm.free_page_map()?;
     check_eq!(map[0], u64::from_le_bytes(*b"DLHMAP\0\x01"), "the first word of the map");
@@ -490,8 +497,13 @@ fn map() -> CaseResult {
     }
     let after = setup.vm.bridge_stats()?;
     check_eq!(after.since(&before, "map_came_back")?, 600, "map_came_back");
-    for name in ["came_back_pages", "came_back_10s", "came_back_100s"] {
-        check_eq!(after.since(&before, name)?, 600, "{name}");
+    let took = began.elapsed();
+    for (name, seconds) in
+        [("came_back_pages", None), ("came_back_10s", Some(10)), ("came_back_100s", Some(100))]
+    {
+        let (count, least) =
+            (after.since(&before, name)?, if in_time(took, seconds) { 600 } else { 0 });
+        check!((least..=600).contains(&count), "{name} is {count} after {took:?}");
     }
     // Those that take their time are in the longer spans only.
     std::thread::sleep(Duration::from_millis(1200));
@@ -500,7 +512,10 @@ fn map() -> CaseResult {
     }
     let late = setup.vm.bridge_stats()?;
     check_eq!(late.since(&after, "came_back_1s")?, 0, "came_back_1s");
-    check_eq!(late.since(&after, "came_back_10s")?, 6, "came_back_10s");
+    if in_time(began.elapsed(), Some(10)) {
+        check_eq!(late.since(&after, "came_back_10s")?, 6, "came_back_10s");
+    }
+    check_eq!(late.since(&after, "came_back_pages")?, 6, "came_back_pages");
     // Reported once more, they are merged again.
     check_eq!(setup.report(place(8), 4 * PAGE_BYTES)?, 0, "status");
     let map = setup.vm.free_page_map()?;

@@ -19,11 +19,10 @@ use crate::ktap::{check, check_eq, failed, Case, CaseResult, Result, Verdict};
 use crate::memory::{Backing, Mapping};
 use crate::ring::{Ring, NOP};
 use crate::stats::{self, Stats};
-use crate::thread::wait_until;
+use crate::thread::{wait_until, PATIENCE};
 use crate::vcpu::{Exit, Stop};
 use crate::vm::{Vm, VmConfig, BASE};
 
-const PATIENCE: Duration = Duration::from_secs(10);
 /// Memory that the lender's guest reports.
 const PLACE: u64 = 0x2000_0000;
 const LEN: usize = 8 << 20;

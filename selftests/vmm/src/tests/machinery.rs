@@ -3,14 +3,13 @@
 //! The VMM and its guest code do what the other subjects take for granted. No module is needed.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use dlh_abi::{header, Cookie, RawEntry, RingSize, RING_ACTIVE};
 
 use crate::ktap::{check, check_eq, Case, CaseResult, Result, Verdict};
 use crate::memory::{Backing, Mapping};
 use crate::ring::{Ring, NOP, UNKNOWN};
-use crate::thread::{wait_until, with_vcpu};
+use crate::thread::{wait_until, with_vcpu, PATIENCE};
 use crate::vcpu::{Exit, Stop};
 use crate::vm::{Irqchip, Vm, VmConfig, BASE};
 
@@ -82,12 +81,16 @@ fn floods() -> CaseResult {
         check_eq!(words, [tag, UNKNOWN.op.0.into(), 0, 0], "entry {position}");
     }
     // Nobody makes room, so that it waits until the ring says it is detached.
+    let before = vm.own_exits()?;
     let mut vcpu = vm.vcpus.remove(0);
     let (flooded, ()) = with_vcpu(
         &mut vcpu,
         |vcpu| vcpu.flood(&mut ring, &UNKNOWN, 50, |stop| stop == Stop::Interrupted),
         || {
-            std::thread::sleep(Duration::from_millis(20));
+            // A guest that finds it full exits each time that it looks; what it did before took next to none.
+            wait_until(PATIENCE, "the guest has found the ring full", || {
+                vm.own_exits().is_ok_and(|exits| exits > before + 100)
+            })?;
             let (memory, offset) = vm.memory_at(BASE)?;
             memory.word32(offset + header::FLAGS).store(0, Ordering::SeqCst);
             Ok(())
@@ -147,7 +150,7 @@ fn interrupts() -> CaseResult {
                 &mut vcpu,
                 |vcpu| vcpu.begin_publish(&mut ring, spins, exit),
                 || {
-                    wait_until(Duration::from_secs(5), "the tail is published", || {
+                    wait_until(PATIENCE, "the tail is published", || {
                         memory.word32(0).load(Ordering::SeqCst) == tail
                     })
                 },

@@ -13,7 +13,8 @@ use super::{check_ring_works, check_vm_works};
 use crate::ktap::{check, check_eq, failed, Case, CaseResult, Result, Verdict};
 use crate::memory::{Backing, Mapping};
 use crate::ring::{Ring, NOP};
-use crate::thread::{wait_until, with_vcpu};
+use crate::stats::vms;
+use crate::thread::{wait_until, with_vcpu, PATIENCE};
 use crate::vcpu::{Exit, Stop};
 use crate::vm::{Vm, VmConfig, BASE};
 
@@ -214,7 +215,7 @@ fn bridge_goes(modules: &Modules) -> CaseResult {
         vm.vcpus[0].exit(Exit::Pio)?;
         let last = ring.tail().wrapping_sub(1);
         let passed = || has_passed(ring.done(), last);
-        if let Err(error) = wait_until(Duration::from_secs(10), "the last report is done", passed) {
+        if let Err(error) = wait_until(PATIENCE, "the last report is done", passed) {
             let (done, tail, flags) = (ring.done(), ring.tail(), ring.flags());
             return failed(format!(
                 "{error}, round {round}\ndone {done:#x}, tail {tail:#x}, flags {flags}\n{}",
@@ -253,7 +254,7 @@ fn kvm_reloaded(modules: &Modules) -> CaseResult {
         check_vm_works(&mut vm)?;
         drop(vm);
         // KVM frees a VM a moment after its last descriptor is closed.
-        std::thread::sleep(Duration::from_millis(300));
+        wait_until(PATIENCE, "the VM has gone", || vms("kvm_dlh").is_ok_and(|count| count == 0))?;
         let removed = modules.remove(vendor);
         if let Err(error) = &removed {
             println!("# {error}");
@@ -265,8 +266,7 @@ fn kvm_reloaded(modules: &Modules) -> CaseResult {
         drop(vm);
         modules.remove("kvm_dlh")?;
         // Below nothing of ours, it must go in any case.
-        std::thread::sleep(Duration::from_millis(300));
-        modules.remove(vendor)?;
+        wait_until(PATIENCE, "KVM's module goes", || modules.remove(vendor).is_ok())?;
         run(Command::new("modprobe").arg(vendor))?;
     }
     Ok(Verdict::Pass)

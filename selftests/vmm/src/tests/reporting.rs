@@ -4,7 +4,6 @@
 
 use std::fs;
 use std::sync::Arc;
-use std::time::Duration;
 
 use dlh_abi::{has_passed, Call, Error, Function, Operation, FEATURE_FREE_PAGES};
 
@@ -12,7 +11,7 @@ use super::check_vm_works;
 use crate::ktap::{check, check_eq, Case, CaseResult, Result, Verdict};
 use crate::memory::{Backing, Mapping, PAGE};
 use crate::ring::Ring;
-use crate::thread::wait_until;
+use crate::thread::{wait_until, PATIENCE};
 use crate::vcpu::Exit;
 use crate::vm::{Slot, Vm, VmConfig, BASE};
 
@@ -20,8 +19,6 @@ use crate::vm::{Slot, Vm, VmConfig, BASE};
 pub(super) const PLACE: u64 = 0x2000_0000;
 pub(super) const PAGE_BYTES: u64 = PAGE as u64;
 pub(super) const MIB: usize = 1 << 20;
-/// How long the host may take for a report.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What a case is made of.
 pub(super) type Entry = (&'static str, fn() -> CaseResult);

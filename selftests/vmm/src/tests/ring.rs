@@ -12,7 +12,7 @@ use crate::ktap::{check, check_eq, Case, CaseResult, Result, Verdict};
 use crate::memory::PAGE;
 use crate::ring::{Ring, NOP, UNKNOWN};
 use crate::stats::Stats;
-use crate::thread::{wait_until, with_vcpu};
+use crate::thread::{wait_until, with_vcpu, PATIENCE};
 use crate::vcpu::{Exit, Stop};
 use crate::vm::{Irqchip, Vm, VmConfig, BASE};
 
@@ -170,7 +170,7 @@ fn host_interrupt() -> CaseResult {
         &mut vcpu,
         |vcpu| vcpu.begin_publish(&mut ring, LONG, Exit::Pio),
         || {
-            wait_until(Duration::from_secs(5), "done while the guest spins", || {
+            wait_until(PATIENCE, "done while the guest spins", || {
                 watched.word32(header::DONE).load(Ordering::SeqCst) == 64
             })
         },
@@ -229,7 +229,7 @@ fn halted() -> CaseResult {
             &mut vcpu,
             |vcpu| vcpu.begin_publish(&mut ring, 0, Exit::Hlt),
             || {
-                wait_until(Duration::from_secs(5), "done while the guest is halted", || {
+                wait_until(PATIENCE, "done while the guest is halted", || {
                     watched.word32(header::DONE).load(Ordering::SeqCst) == tail
                 })
             },
@@ -248,7 +248,7 @@ fn no_exits() -> CaseResult {
     let mut vm = Vm::new(VmConfig::default())?;
     let entries = 16384;
     let mut ring = Ring::set_up(&mut vm, 0, BASE, entries, 0)?;
-    let before = vm.exits()?;
+    let before = vm.own_exits()?;
     let stats = vm.stats()?;
     let count = 400_000;
     let flooded = vm.vcpus[0].flood(&mut ring, &NOP, count, |_| true)?;
@@ -256,7 +256,7 @@ fn no_exits() -> CaseResult {
     check_eq!(u64::from(flooded.tail), count, "entries the guest has placed");
     check_eq!(u64::from(ring.done()), count, "entries done");
     check_eq!(vm.stats()?.since(&stats, "executed")?, count, "entries executed");
-    let exits = vm.exits()? - before;
+    let exits = vm.own_exits()? - before;
     println!("# {count} entries, {exits} exits, {} times full", flooded.full);
     check!(exits < count / 100, "{exits} exits for {count} entries");
     vm.stats()?.check_law()?;

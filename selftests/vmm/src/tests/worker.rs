@@ -15,6 +15,8 @@ use crate::vcpu::Exit;
 
 /// Half more than the share that the module is inserted with.
 const MOST_PERCENT: u128 = 15;
+/// CPU time of the worker after which its share is judged.
+const ENOUGH: Duration = Duration::from_millis(1200);
 
 pub(super) fn cases() -> Vec<Case> {
     const CASES: &[Entry] = &[
@@ -60,7 +62,15 @@ fn cgroup() -> CaseResult {
 fn idle() -> CaseResult {
     let setup = Setup::anonymous(MIB)?;
     let task = worker()?;
-    let before = cpu_time(&task)?;
+    // It has said that it is done, and may still be on its way to sleep.
+    let mut before = cpu_time(&task)?;
+    loop {
+        std::thread::sleep(Duration::from_millis(200));
+        let now = cpu_time(&task)?;
+        if std::mem::replace(&mut before, now) == now {
+            break;
+        }
+    }
     std::thread::sleep(Duration::from_secs(2));
     check_eq!(cpu_time(&task)?, before, "CPU time of the worker");
     setup.finish()
@@ -72,7 +82,7 @@ fn share_of_cpu() -> CaseResult {
     let task = worker()?;
     let (began, before) = (Instant::now(), cpu_time(&task)?);
     let (mut rounds, mut declined) = (0, 0);
-    while began.elapsed() < Duration::from_secs(8) {
+    while declined == 0 || cpu_time(&task)? - before < ENOUGH {
         // There is something to release each time.
         for page in (0..len).step_by(PAGE) {
             setup.memory.word(page).store(1, std::sync::atomic::Ordering::Relaxed);
@@ -89,11 +99,11 @@ fn share_of_cpu() -> CaseResult {
     let used = cpu_time(&task)? - before;
     let percent = 100 * used.as_millis() / began.elapsed().as_millis();
     println!("# {percent} % of a CPU, {rounds} rounds, {declined} declined");
-    check!(declined > 0, "nothing was declined");
     check!(percent < MOST_PERCENT, "the worker has used {percent} % of a CPU");
-    check!(used > Duration::from_millis(50), "the worker has worked {used:?} only");
-    // What it was ahead by has been paid for by then, for the cases that follow.
-    std::thread::sleep(Duration::from_secs(1));
+    // What it was ahead by is paid for, for the cases that follow.
+    while i64::from(setup.report(PLACE, PAGE_BYTES)?) == Error::Busy.to_rax() {
+        std::thread::sleep(Duration::from_millis(50));
+    }
     setup.finish()
 }
 
@@ -111,7 +121,7 @@ fn overload() -> CaseResult {
     }
     ring.publish();
     vm.vcpus[0].exit(Exit::Pio)?;
-    crate::thread::wait_until(Duration::from_secs(20), "done has passed all", || {
+    crate::thread::wait_until(crate::thread::PATIENCE, "done has passed all", || {
         dlh_abi::has_passed(ring.done(), last)
     })?;
     let first = last.wrapping_add(1).wrapping_sub(count as u32);
@@ -130,11 +140,11 @@ fn overload() -> CaseResult {
     for page in declined {
         let mut status = Error::Busy.to_rax();
         let began = Instant::now();
-        while status == Error::Busy.to_rax() && began.elapsed() < Duration::from_secs(10) {
+        while status == Error::Busy.to_rax() && began.elapsed() < crate::thread::PATIENCE {
             let position = ring.place(&report(PLACE + (2 * page * PAGE) as u64, PAGE_BYTES))?;
             ring.publish();
             setup.vm.vcpus[0].exit(Exit::Cpuid)?;
-            crate::thread::wait_until(Duration::from_secs(20), "done has passed it", || {
+            crate::thread::wait_until(crate::thread::PATIENCE, "done has passed it", || {
                 dlh_abi::has_passed(ring.done(), position)
             })?;
             status = i64::from(ring.status(position));

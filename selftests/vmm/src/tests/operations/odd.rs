@@ -8,12 +8,12 @@ use std::process::Command;
 
 use dlh_abi::{Call, Error, Function, Operation};
 
-use super::{execute, insert, is_loaded, Build, Ending, IN_C, SOON};
+use super::{execute, insert, is_loaded, Build, Ending, IN_C};
 use crate::ktap::{check, check_eq, failed, CaseResult, Result, Verdict};
 use crate::ring::Ring;
 use crate::tests::check_vm_works;
 use crate::tests::reload::run;
-use crate::thread::wait_until;
+use crate::thread::{wait_until, PATIENCE};
 use crate::vm::{Vm, VmConfig, BASE};
 
 /// The module, and a call of its operation with the number it has if nobody says otherwise.
@@ -139,7 +139,7 @@ pub(super) fn attach(build: &Build) -> CaseResult {
     check_eq!(insert(&mut other, ODD)?, 0, "a call in another VM");
     check_eq!((get("attached")?, get("detached")?), (2, 0), "contexts made and given back");
     drop(other);
-    wait_until(SOON, "the context of the VM that has ended is given back", || {
+    wait_until(PATIENCE, "the context of the VM that has ended is given back", || {
         get("detached").is_ok_and(|n| n == 1)
     })?;
     vm.stats()?.check_law()?;
