@@ -18,7 +18,7 @@ use crate::ktap::{check, check_eq, failed, Case, CaseResult, Result, Verdict};
 use crate::memory::{Backing, Mapping, PAGE};
 use crate::ring::{Ring, NOP, UNKNOWN};
 use crate::stats::directories;
-use crate::thread::{wait_until, with_vcpu};
+use crate::thread::{wait_until, with_vcpu, PATIENCE};
 use crate::vcpu::{Exit, Vcpu};
 use crate::vm::{Vm, VmConfig, BASE};
 
@@ -26,8 +26,6 @@ use crate::vm::{Vm, VmConfig, BASE};
 const KEPT: Call = Call { op: Operation(62), arg: [0, 0] };
 /// Where memory is that goes.
 const PLACE: u64 = 0x2000_0000;
-/// The end of a wait for what must come, however loaded the machine is.
-const LONG: Duration = Duration::from_secs(120);
 /// The first slot of a ring's second page.
 const SECOND_PAGE: u32 = ((PAGE - dlh_abi::HEADER_BYTES) / RawEntry::BYTES) as u32;
 
@@ -93,7 +91,9 @@ fn kept(name: &str) -> Result<u32> {
 }
 
 fn wait_kept(count: u32) -> Result<()> {
-    wait_until(LONG, &format!("{count} calls are kept"), || kept("kept").is_ok_and(|n| n == count))
+    wait_until(PATIENCE, &format!("{count} calls are kept"), || {
+        kept("kept").is_ok_and(|n| n == count)
+    })
 }
 
 /// Ends the first of the calls that are kept, with a status.
@@ -134,13 +134,13 @@ fn kick_waits_for_position(_build: &Build) -> CaseResult {
             let first_kick = scope.spawn(|| kick(&mut second, id));
             // It has looked at the ring, or will before the next entry comes: either way it sees the first.
             let kicks = || vm.stats().and_then(|stats| stats.get("kicks"));
-            wait_until(LONG, "the first KICK", || kicks().is_ok_and(|count| count == 1))?;
-            wait_until(LONG, "the first KICK waits", || sleeps_in_kick(1))?;
+            wait_until(PATIENCE, "the first KICK", || kicks().is_ok_and(|count| count == 1))?;
+            wait_until(PATIENCE, "the first KICK waits", || sleeps_in_kick(1))?;
             ring.push(&KEPT, 1)?;
             let second_kick = scope.spawn(|| kick(&mut third, id));
             wait_kept(2)?;
             release(1, 0)?;
-            wait_until(LONG, "the first KICK ends with the second call pending", || {
+            wait_until(PATIENCE, "the first KICK ends with the second call pending", || {
                 first_kick.is_finished()
             })?;
             check_eq!(kept("kept")?, 1, "calls that are kept");
@@ -180,12 +180,14 @@ fn leave_waits_for_position(_build: &Build) -> CaseResult {
     std::thread::scope(|scope| {
         let leave = scope.spawn(|| first.exit(Exit::Pio));
         wait_kept(1)?;
-        wait_until(LONG, "KVM_RUN is on its way to the VMM", || sleeps_in_kick(0))?;
+        wait_until(PATIENCE, "KVM_RUN is on its way to the VMM", || sleeps_in_kick(0))?;
         ring.push(&KEPT, 1)?;
         let kick = scope.spawn(|| kick(&mut second, id));
         wait_kept(2)?;
         release(1, 0)?;
-        wait_until(LONG, "KVM_RUN returns with the second call pending", || leave.is_finished())?;
+        wait_until(PATIENCE, "KVM_RUN returns with the second call pending", || {
+            leave.is_finished()
+        })?;
         check_eq!(kept("kept")?, 1, "calls that are kept");
         check!(!kick.is_finished(), "the KICK did not wait");
         release(1, 0)?;
@@ -251,7 +253,7 @@ fn killed(_build: &Build, wait: Wait) -> CaseResult {
     }
     if wait == Wait::Teardown {
         let count = |name| super::super::stats::of_process("kvm_dlh", child.0.id())?.get(name);
-        wait_until(LONG, "the other vCPU's hypercall", || {
+        wait_until(PATIENCE, "the other vCPU's hypercall", || {
             // FEATURES, RING_SETUP, RING_TEARDOWN
             count("hypercalls").is_ok_and(|calls| calls >= 3)
         })?;
@@ -261,14 +263,14 @@ fn killed(_build: &Build, wait: Wait) -> CaseResult {
     child.0.wait()?;
     let took = began.elapsed();
     println!("# {:.2} s from the SIGKILL to the end of the process", took.as_secs_f64());
-    check!(took < LONG, "the SIGKILL took {took:?}");
+    check!(took < PATIENCE, "the SIGKILL took {took:?}");
     if !matches!(wait, Wait::Call | Wait::Calls) {
         // What is pending of a ring keeps the VM, and only that. Calls by trap end with the VM.
         check_eq!(kept("kept")?, 1, "calls that are kept");
     }
     release(1, 0)?;
     let pid = child.0.id();
-    wait_until(LONG, "the module has forgotten the VM", || {
+    wait_until(PATIENCE, "the module has forgotten the VM", || {
         directories("kvm_dlh", pid).is_ok_and(|found| found.is_empty())
     })?;
     Ok(Verdict::Pass)
@@ -340,7 +342,7 @@ fn status_later(_build: &Build) -> CaseResult {
                 release(1, Error::Busy.to_rax() as i32)?;
                 check_eq!(ring.done(), SECOND_PAGE, "done before the status is stored");
                 drop(armed);
-                wait_until(LONG, "KVM_RUN returns", || {
+                wait_until(PATIENCE, "KVM_RUN returns", || {
                     ring.done() != SECOND_PAGE
                         || vm.stats().is_ok_and(|s| s.get("rings_lost").is_ok_and(|n| n > 0))
                 })
