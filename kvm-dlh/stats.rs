@@ -15,7 +15,7 @@ use kvm_registry::MAX_OPERATIONS;
 const FIRST_ERROR: u16 = CallError::Refused as u16;
 
 /// Names of the error counters, in the order of the numbers in the header.
-const ERROR_NAMES: [&str; 11] = [
+const ERROR_NAMES: [&str; 12] = [
     "refused",
     "function",
     "align",
@@ -27,6 +27,7 @@ const ERROR_NAMES: [&str; 11] = [
     "busy",
     "nomem",
     "gone",
+    "again",
 ];
 
 /// Names of the [`Event`]s, in their order.

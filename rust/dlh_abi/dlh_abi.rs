@@ -16,6 +16,7 @@ mod call;
 mod consumer;
 mod entry;
 mod error;
+mod free_pages;
 pub mod header;
 mod producer;
 mod size;
@@ -25,6 +26,7 @@ pub use call::{Call, Function, Operation};
 pub use consumer::{Broken, Collected, Consumer, Run};
 pub use entry::{Cookie, RawEntry};
 pub use error::{Error, Status};
+pub use free_pages::{Contents, FreePages, FREE_ANY, FREE_ASK};
 pub use header::RingWords;
 pub use producer::{has_passed, Producer};
 pub use size::{RingSize, HEADER_BYTES};
@@ -46,6 +48,11 @@ pub const FEATURE_FREE_PAGES: u32 = 1 << 2;
 pub const FEATURE_CALLS: u32 = 1 << 3;
 /// Feature bit: [`Operation::TRACE`] is executed (`KVM_DLH_F_TRACE`).
 pub const FEATURE_TRACE: u32 = 1 << 4;
+
+/// Feature bit: [`FREE_ANY`] is taken (`KVM_DLH_F_FREE_ANY`).
+pub const FEATURE_FREE_ANY: u32 = 1 << 5;
+/// Feature bit: [`FREE_ASK`] is answered (`KVM_DLH_F_FREE_ASK`).
+pub const FEATURE_FREE_ASK: u32 = 1 << 6;
 
 /// Most calls in one array (`KVM_DLH_MAX_CALLS`).
 pub const MAX_CALLS: u64 = 512;

@@ -30,6 +30,8 @@ pub enum Error {
     NoMemory = 1110,
     /// Declined: the operation or the ring went away meanwhile.
     Gone = 1111,
+    /// The answer to [`FreePages::Question`](crate::FreePages::Question): report all that is free once more.
+    Again = 1112,
 }
 
 impl Error {

@@ -20,6 +20,10 @@ same! {
     KVM_DLH_F_FREE_PAGES, dlh_abi::FEATURE_FREE_PAGES;
     KVM_DLH_F_CALLS, dlh_abi::FEATURE_CALLS;
     KVM_DLH_F_TRACE, dlh_abi::FEATURE_TRACE;
+    KVM_DLH_F_FREE_ANY, dlh_abi::FEATURE_FREE_ANY;
+    KVM_DLH_F_FREE_ASK, dlh_abi::FEATURE_FREE_ASK;
+    KVM_DLH_FREE_ANY, dlh_abi::FREE_ANY;
+    KVM_DLH_FREE_ASK, dlh_abi::FREE_ASK;
     KVM_DLH_MAX_CALLS, dlh_abi::MAX_CALLS;
     KVM_DLH_RING_ACTIVE, dlh_abi::RING_ACTIVE;
     KVM_DLH_RING_MIN_ENTRIES, RingSize::MIN;
@@ -47,6 +51,7 @@ same! {
     KVM_DLH_EBUSY, Error::Busy;
     KVM_DLH_ENOMEM, Error::NoMemory;
     KVM_DLH_EGONE, Error::Gone;
+    KVM_DLH_EAGAIN, Error::Again;
 
     size_of::<kvm_dlh_entry>(), size_of::<RawEntry>();
     offset_of!(kvm_dlh_entry, tag), offset_of!(RawEntry, tag);

@@ -19,7 +19,10 @@ use core::{
     sync::atomic::{AtomicPtr, Ordering},
 };
 
-use dlh_abi::{Call, Error as CallError, Operation, Status, FEATURE_FREE_PAGES};
+use dlh_abi::{
+    Call, Error as CallError, Operation, Status, FEATURE_FREE_ANY, FEATURE_FREE_ASK,
+    FEATURE_FREE_PAGES,
+};
 use dlh_bindings as bindings;
 use kernel::{
     new_mutex,
@@ -33,6 +36,9 @@ pub use exports::{Owner, Published};
 
 /// Numbers of operations are below this.
 pub const MAX_OPERATIONS: usize = bindings::KVM_DLH_MAX_OPS as usize;
+
+/// The feature bits that belong to FREE_PAGES.
+const FREE_PAGES_BITS: u32 = FEATURE_FREE_PAGES | FEATURE_FREE_ANY | FEATURE_FREE_ASK;
 
 /// Where calls come from, and where their completion goes.
 pub trait Feed: Send + Sync + Sized + 'static {
@@ -101,8 +107,7 @@ impl<F: Feed> Registry<F> {
             return Err(EINVAL);
         }
         // Bits that the ABI gives a meaning belong to their operation.
-        let own =
-            if number == usize::from(Operation::FREE_PAGES.0) { FEATURE_FREE_PAGES } else { 0 };
+        let own = if number == usize::from(Operation::FREE_PAGES.0) { FREE_PAGES_BITS } else { 0 };
         if ops.feature & bindings::KVM_DLH_F_RESERVED & !own != 0 {
             return Err(EINVAL);
         }

@@ -85,6 +85,8 @@
 #define KVM_DLH_F_FREE_PAGES		(1U << 2)
 #define KVM_DLH_F_CALLS			(1U << 3)
 #define KVM_DLH_F_TRACE			(1U << 4)
+#define KVM_DLH_F_FREE_ANY		(1U << 5)	/* KVM_DLH_FREE_ANY is taken */
+#define KVM_DLH_F_FREE_ASK		(1U << 6)	/* KVM_DLH_FREE_ASK is answered */
 /* Bits that this header gives a meaning, or will; the others are for operations of other modules. */
 #define KVM_DLH_F_RESERVED		0xffffU
 
@@ -100,6 +102,7 @@
 #define KVM_DLH_EBUSY		1109	/* declined: the host has no room for it now */
 #define KVM_DLH_ENOMEM		1110	/* the host could not allocate */
 #define KVM_DLH_EGONE		1111	/* declined: the operation, its worker or the module went away */
+#define KVM_DLH_EAGAIN		1112	/* the answer to KVM_DLH_FREE_ASK: report all that is free once more */
 
 /* Operations. */
 #define KVM_DLH_OP_NOP		0
@@ -107,8 +110,18 @@
  * FREE_PAGES, arg[0] = guest-physical address, arg[1] = bytes; both multiples of
  * 4096. The guest promises not to touch the range until done has passed the
  * entry; then it may use it again: it reads as zeroes or as it was.
+ *
+ * Where the host shows the feature bit for it, arg[1] may have set
+ *   FREE_ANY: the guest does not rely on that. The range may read as what the VMM
+ *        gave this memory in the beginning as well (the file that it maps there).
+ *   FREE_ASK, and nothing else in either argument: no page is named. The status is
+ *        -KVM_DLH_EAGAIN if all that is free is to be reported once more, for
+ *        the host does not know of it, or something has filled it; 0 if not.
+ * Without the bit both are refused with -KVM_DLH_EARGUMENT.
  */
 #define KVM_DLH_OP_FREE_PAGES	1
+#define KVM_DLH_FREE_ANY	(1U << 0)
+#define KVM_DLH_FREE_ASK	(1U << 1)
 /*
  * TRACE, arg = 16 bytes of the guest's choice: emits the tracepoint
  * kvm_dlh:kvm_dlh_guest_event on the host, with VM, vCPU and guest time. The guest

@@ -109,7 +109,9 @@ fn counter(error: Error) -> &'static str {
         Error::NoRing => "errors_noring",
         Error::Operation => "errors_operation",
         Error::Argument => "errors_argument",
-        Error::Busy | Error::NoMemory | Error::Gone => unreachable!("not an error of the input"),
+        Error::Busy | Error::NoMemory | Error::Gone | Error::Again => {
+            unreachable!("not an error of the input")
+        }
     }
 }
 

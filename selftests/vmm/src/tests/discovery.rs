@@ -3,8 +3,8 @@
 //! How a guest finds out about the host.
 
 use dlh_abi::{
-    Function, ABI_VERSION, FEATURE_CALL, FEATURE_CALLS, FEATURE_FREE_PAGES, FEATURE_RING,
-    FEATURE_TRACE, HYPERCALL_NR,
+    Function, ABI_VERSION, FEATURE_CALL, FEATURE_CALLS, FEATURE_FREE_ANY, FEATURE_FREE_ASK,
+    FEATURE_FREE_PAGES, FEATURE_RING, FEATURE_TRACE, HYPERCALL_NR,
 };
 
 use crate::ktap::{check, check_eq, Case, CaseResult, Verdict};
@@ -37,7 +37,8 @@ pub(super) fn present(expected: Option<u64>) -> Vec<Case> {
         Case::new("FEATURES tells the version and known features", move || {
             let mut vm = Vm::new(VmConfig { vcpus: 2, ..VmConfig::default() })?;
             let needed = u64::from(FEATURE_RING | FEATURE_CALL | FEATURE_CALLS | FEATURE_TRACE);
-            let known = needed | u64::from(FEATURE_FREE_PAGES);
+            let free = FEATURE_FREE_PAGES | FEATURE_FREE_ANY | FEATURE_FREE_ASK;
+            let known = needed | u64::from(free);
             for vcpu in [0, 1, 0] {
                 let rax = vm.hypercall(vcpu, Function::Features as u64, 0, 0, 0)? as u64;
                 check_eq!(rax >> 32, u64::from(ABI_VERSION), "version");
