@@ -2,7 +2,7 @@
 
 //! The merger of one VM: takes what was reported, joins neighbours, releases, and only then says so.
 
-use dlh_abi::{Error as CallError, Gfn, GfnRange, Status};
+use dlh_abi::{Contents, Error as CallError, Gfn, GfnRange, Status};
 use free_map::{coalesce, extend, PageState};
 use kernel::{
     fmt, new_mutex, new_spinlock,
@@ -24,6 +24,7 @@ const MOST_WAITING: usize = 256;
 /// Pages somebody waits for.
 struct Request {
     frames: GfnRange,
+    contents: Contents,
     token: Token,
     /// What is said in the end.
     status: Status,
@@ -107,6 +108,7 @@ impl Merger {
         &self,
         vm: &Vm,
         frames: GfnRange,
+        contents: Contents,
         token: Token,
     ) -> Result<bool, (Token, CallError)> {
         let mut requests = self.requests.lock();
@@ -125,7 +127,8 @@ impl Merger {
         if requests.vm.is_none() {
             return Err((token, CallError::Gone));
         }
-        match requests.list.push_within_capacity(Request { frames, token, status: Status::OK }) {
+        let request = Request { frames, contents, token, status: Status::OK };
+        match requests.list.push_within_capacity(request) {
             Ok(()) => {
                 // Those after the first are found by whom it has woken.
                 Ok(first)
@@ -190,13 +193,14 @@ impl Merger {
     }
 
     /// Returns whether it has come to the end.
-    fn release(&self, vm: &Vm, frames: GfnRange, now: u32) -> bool {
+    fn release(&self, vm: &Vm, frames: GfnRange, contents: Contents, now: u32) -> bool {
         self.stats.run();
         release(
             // Devices may be assigned at any time, and pin the memory then.
             || (!vm.has_assigned_devices()).then(|| vm.memslots()),
             frames,
             self.mode,
+            contents,
             |part, verdict| {
                 self.stats.judged(part.pages(), verdict);
                 match verdict {
@@ -263,7 +267,10 @@ impl Job for Merger {
         let kept = if runs.len() > 1 { coalesce(runs) } else { runs.len() };
         self.note(&vm, &runs[..kept]);
         let now = self.now();
-        if !runs[..kept].iter().all(|frames| self.release(&vm, *frames, now)) {
+        // Runs have parts of several requests: what one of them relies on goes for all.
+        let any = taken.iter().all(|request| request.contents == Contents::Any);
+        let contents = if any { Contents::Any } else { Contents::Zeroes };
+        if !runs[..kept].iter().all(|frames| self.release(&vm, *frames, contents, now)) {
             // Some of it is as it was. The guest is to report all of it again.
             for frames in &runs[..kept] {
                 self.map.set(*frames, PageState::Unknown);

@@ -2,7 +2,9 @@
 
 //! FREE_PAGES: from a guest's arguments to a request of the VM's merger.
 
-use dlh_abi::{GfnRange, Gpa, Operation as Number, FEATURE_FREE_PAGES};
+use dlh_abi::{
+    Error as CallError,     FreePages as Said, Operation as Number, FEATURE_FREE_ANY, FEATURE_FREE_PAGES,
+};
 use kernel::{
     prelude::*,
     sync::{Arc, ArcBorrow},
@@ -39,7 +41,7 @@ impl FreePages {
 
 impl Operation for FreePages {
     const NUMBER: Number = Number::FREE_PAGES;
-    const FEATURE: u32 = FEATURE_FREE_PAGES;
+    const FEATURE: u32 = FEATURE_FREE_PAGES | FEATURE_FREE_ANY;
     type Context = Context;
 
     fn attach(&self, vm: &Vm) -> Result<Arc<Context>> {
@@ -55,14 +57,15 @@ impl Operation for FreePages {
     fn execute(
         context: ArcBorrow<'_, Context>,
         vm: &Vm,
-        [gpa, bytes]: [u64; 2],
+        arg: [u64; 2],
         token: Token,
     ) -> Outcome {
-        let frames = match GfnRange::from_bytes(Gpa(gpa), bytes) {
-            Ok(frames) => frames,
+        let (frames, contents) = match Said::parse(arg) {
+            Ok(Said::Pages(frames, contents)) => (frames, contents),
+            Ok(Said::Question) => return Outcome::Finished(token, CallError::Argument.into()),
             Err(e) => return Outcome::Finished(token, e.into()),
         };
-        match context.worker.job().accept(vm, frames, token) {
+        match context.worker.job().accept(vm, frames, contents, token) {
             Ok(first) => {
                 if first {
                     context.worker.wake();

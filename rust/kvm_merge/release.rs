@@ -6,7 +6,7 @@
 //! then finds zeroes, a write gets a zeroed page of its own. Of private anonymous memory a read maps the
 //! shared zero page: a merge into it, done when it is looked at.
 
-use dlh_abi::{Gfn, GfnRange};
+use dlh_abi::{Contents, Gfn, GfnRange};
 use kernel::{current, mm::MmWithUser};
 use kvm_vm::{Memslots, SlotError, Span};
 
@@ -26,7 +26,8 @@ pub enum Verdict {
     ReadOnly,
     /// Kept: the memslot is backed by guest_memfd.
     Private,
-    /// Kept: neither anonymous memory, shmem nor hugetlbfs, or not readable and writable.
+    /// Kept: neither anonymous memory, shmem nor hugetlbfs, or not readable and writable. Private memory over
+    /// a file of another kind is released where the guest does not rely on its contents.
     Kind,
     /// Kept: no ordinary pages.
     PfnMap,
@@ -38,7 +39,8 @@ pub enum Verdict {
     Pinned,
     /// Kept: the rest of the huge page is in use, or was not reported together with them.
     Partial,
-    /// Kept: a private mapping, and the file behind it has something there, which would be seen then.
+    /// Kept: a private mapping, and the file behind it has something there, which would be seen then; the guest
+    /// relies on not finding it.
     File,
 }
 
@@ -63,7 +65,7 @@ impl From<SlotError> for Verdict {
 
 /// Releases what may be released of `frames`, and says of each part what became of it. Returns whether it has
 /// come to the end: not if a signal is pending, as when the VMM is killed or is to be frozen, or if `lock` has had
-/// it stop. The guest must not be using them.
+/// it stop. The guest must not be using them; `contents` is what it relies on finding there afterwards.
 ///
 /// `lock` locks the memslots; they are let go of from time to time, so that changing them never waits
 /// for much more than [`CHUNK_PAGES`].
@@ -75,6 +77,7 @@ pub fn release<'a>(
     lock: impl Fn() -> Option<Memslots<'a>>,
     frames: GfnRange,
     mode: Mode,
+    contents: Contents,
     mut tell: impl FnMut(GfnRange, Verdict),
 ) -> bool {
     let mut next = frames.start();
@@ -85,7 +88,7 @@ pub fn release<'a>(
         // Never fails: what is left of a valid range is valid.
         let Ok(rest) = GfnRange::new(next, frames.end().0 - next.0) else { return false };
         let Some(slots) = lock() else { return false };
-        let done = release_chunk(&slots, rest, mode, &mut tell);
+        let done = release_chunk(&slots, rest, (mode, contents), &mut tell);
         next = Gfn(next.0 + done);
     }
     true
@@ -95,7 +98,7 @@ pub fn release<'a>(
 fn release_chunk(
     slots: &Memslots<'_>,
     rest: GfnRange,
-    mode: Mode,
+    how: (Mode, Contents),
     tell: &mut impl FnMut(GfnRange, Verdict),
 ) -> u64 {
     let span = match slots.translate(rest) {
@@ -111,7 +114,7 @@ fn release_chunk(
         }
     };
     match current!().mm() {
-        Some(mm) => release_span(mm, span, mode, tell),
+        Some(mm) => release_span(mm, span, how, tell),
         None => {
             tell(span.frames, Verdict::NoMemslot);
             span.frames.pages()
@@ -123,12 +126,12 @@ fn release_chunk(
 fn release_span(
     mm: &MmWithUser,
     span: Span,
-    mode: Mode,
+    how: (Mode, Contents),
     tell: &mut impl FnMut(GfnRange, Verdict),
 ) -> u64 {
     let mut done = 0;
     while done < span.frames.pages().min(CHUNK_PAGES) {
-        let step = vma::release_front(mm, span, done, CHUNK_PAGES, mode);
+        let step = vma::release_front(mm, span, done, CHUNK_PAGES, how);
         let Step { pages, verdict } = match step {
             // The file's locks are outside the mmap lock, which is not held any more.
             vma::Front::File(piece) => piece.punch(),

@@ -2,7 +2,7 @@
 
 //! One VMA at a time: what kind of memory it is, and what that allows.
 
-use dlh_abi::PAGE_SIZE;
+use dlh_abi::{Contents, PAGE_SIZE};
 use dlh_bindings as bindings;
 use kernel::mm::{virt::VmaRef, MmWithUser};
 use kvm_vm::{Hva, Span};
@@ -38,13 +38,14 @@ fn step(pages: u64, verdict: Verdict) -> Front {
 }
 
 /// Deals with the front of what is left of `span` after `done` pages, with at most `most` pages of it or one
-/// huge page. `mm` is the current one; its mmap lock is taken meanwhile.
+/// huge page. `mm` is the current one; its mmap lock is taken meanwhile. With [`Contents::Any`] private copies of a file's
+/// pages go, whatever the file holds.
 pub(crate) fn release_front(
     mm: &MmWithUser,
     span: Span,
     done: u64,
     most: u64,
-    mode: Mode,
+    (mode, contents): (Mode, Contents),
 ) -> Front {
     let mmap = mm.mmap_read_lock();
     let Hva(base) = span.hva;
@@ -63,6 +64,7 @@ pub(crate) fn release_front(
         bindings::dlh_vma_DLH_VMA_ANONYMOUS
         | bindings::dlh_vma_DLH_VMA_SHARED_FILE
         | bindings::dlh_vma_DLH_VMA_PRIVATE_FILE => None,
+        bindings::dlh_vma_DLH_VMA_PRIVATE_OTHER if contents == Contents::Any => None,
         bindings::dlh_vma_DLH_VMA_PFNMAP => Some(Verdict::PfnMap),
         bindings::dlh_vma_DLH_VMA_LOCKED => Some(Verdict::Locked),
         bindings::dlh_vma_DLH_VMA_UFFD => Some(Verdict::Userfault),
@@ -87,6 +89,12 @@ pub(crate) fn release_front(
             bytes: pages * PAGE_SIZE,
             page_bytes: page * PAGE_SIZE,
         }),
+        // Whatever the file holds may be seen then.
+        bindings::dlh_vma_DLH_VMA_PRIVATE_FILE | bindings::dlh_vma_DLH_VMA_PRIVATE_OTHER
+            if contents == Contents::Any =>
+        {
+            zap(mm, vma, address, pages, page)
+        }
         bindings::dlh_vma_DLH_VMA_PRIVATE_FILE => {
             // The file may be others' as well: it is only looked at.
             let zeroes = File::of(vma, address).zeroes(pages * PAGE_SIZE);

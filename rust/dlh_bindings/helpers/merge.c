@@ -25,6 +25,9 @@ static enum dlh_vma vma_kind(const struct vm_area_struct *vma)
 		return shared ? DLH_VMA_SHARED_FILE : DLH_VMA_PRIVATE_FILE;
 	if (vma_is_anonymous((struct vm_area_struct *)vma) && !shared)
 		return DLH_VMA_ANONYMOUS;
+	/* Of a disk, a network, another host. What DAX maps is the device's own memory. */
+	if (vma->vm_file && !shared && S_ISREG(file_inode(vma->vm_file)->i_mode) && !vma_is_dax(vma))
+		return DLH_VMA_PRIVATE_OTHER;
 	return DLH_VMA_KIND;
 }
 
