@@ -69,14 +69,7 @@ impl Mapping {
             }
             Backing::SharedMemfd | Backing::SealedMemfd => (libc::MAP_SHARED, Some(memfd(len)?)),
             Backing::EmptyPrivateMemfd => (libc::MAP_PRIVATE, Some(memfd(len)?)),
-            Backing::PrivateMemfd => {
-                let file = memfd(len)?;
-                let page = [FILE_WORD.to_ne_bytes()[0]; PAGE];
-                for at in (0..len).step_by(PAGE) {
-                    file.write_all_at(&page, at as u64)?;
-                }
-                (libc::MAP_PRIVATE, Some(file))
-            }
+            Backing::PrivateMemfd => (libc::MAP_PRIVATE, Some(filled(memfd(len)?, len)?)),
         };
         let align = match backing {
             Backing::Hugetlb { shift, .. } => 1 << shift,
@@ -95,6 +88,11 @@ impl Mapping {
     /// Maps the first `len` bytes of a file, shared.
     pub(crate) fn of_file(file: OwnedFd, len: usize) -> io::Result<Self> {
         Self::map(len, HUGE_PAGE, libc::MAP_SHARED, Some(file))
+    }
+
+    /// Fills a file as [`Backing::PrivateMemfd`] is, and maps it, private.
+    pub(crate) fn private_of_file(file: File, len: usize) -> io::Result<Self> {
+        Self::map(len, HUGE_PAGE, libc::MAP_PRIVATE, Some(filled(file, len)?.into()))
     }
 
     /// Maps the file of this mapping once more, shared.
@@ -346,6 +344,15 @@ impl Drop for Mapping {
             libc::munmap(rest.as_ptr().cast(), self.reserved_len - before - taken);
         }
     }
+}
+
+/// Fills a file with [`FILE_WORD`].
+fn filled(file: File, len: usize) -> io::Result<File> {
+    let page = [FILE_WORD.to_ne_bytes()[0]; PAGE];
+    for at in (0..len).step_by(PAGE) {
+        file.write_all_at(&page, at as u64)?;
+    }
+    Ok(file)
 }
 
 fn memfd(len: usize) -> io::Result<File> {

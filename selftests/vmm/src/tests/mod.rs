@@ -19,6 +19,7 @@ pub(crate) mod machinery;
 pub(crate) mod malformed;
 mod nested;
 mod operations;
+mod private_files;
 pub(crate) mod races;
 pub(crate) mod reload;
 mod reporting;
@@ -74,6 +75,11 @@ pub(crate) enum Subject {
     FreePages,
     /// FREE_PAGES for every kind of memory; with huge pages, swap and KSM.
     Kinds,
+    /// FREE_PAGES of private memory over files: a memfd, and files in other file systems.
+    PrivateFiles {
+        /// Directories to make files in.
+        directories: Vec<PathBuf>,
+    },
     /// The worker of a VM; the bridge is inserted with merge=share worker_cpu_percent=10.
     Worker,
     /// What is left when KVM_RUN returns and when things go. Removes the modules at the end.
@@ -128,6 +134,7 @@ impl Subject {
             Subject::Malformed => malformed::cases(),
             Subject::FreePages => free_pages::cases(),
             Subject::Kinds => kinds::cases(),
+            Subject::PrivateFiles { directories } => private_files::cases(&directories),
             Subject::Worker => worker::cases(),
             Subject::Aftermath => aftermath::cases(),
             Subject::Races => races::cases(),

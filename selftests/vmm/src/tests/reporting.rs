@@ -25,21 +25,24 @@ pub(super) type Entry = (&'static str, fn() -> CaseResult);
 
 /// Cases for hosts that have ksm_bridge.ko.
 pub(super) fn with_bridge(cases: &'static [Entry]) -> Vec<Case> {
-    cases
-        .iter()
-        .map(|&(name, run)| {
-            Case::new(name, move || {
-                let mut vm = Vm::new(VmConfig::default())?;
-                let features = vm.hypercall(0, Function::Features as u64, 0, 0, 0)?;
-                check!(features > 0, "FEATURES gave {features}");
-                if features as u64 & u64::from(FEATURE_FREE_PAGES) == 0 {
-                    return Ok(Verdict::Skip("the host does not have ksm_bridge.ko".into()));
-                }
-                drop(vm);
-                run()
-            })
-        })
-        .collect()
+    cases.iter().map(|&(name, run)| case_with_bridge(name, run)).collect()
+}
+
+/// One case for a host that has ksm_bridge.ko.
+pub(super) fn case_with_bridge(
+    name: impl Into<String>,
+    run: impl Fn() -> CaseResult + 'static,
+) -> Case {
+    Case::new(name, move || {
+        let mut vm = Vm::new(VmConfig::default())?;
+        let features = vm.hypercall(0, Function::Features as u64, 0, 0, 0)?;
+        check!(features > 0, "FEATURES gave {features}");
+        if features as u64 & u64::from(FEATURE_FREE_PAGES) == 0 {
+            return Ok(Verdict::Skip("the host does not have ksm_bridge.ko".into()));
+        }
+        drop(vm);
+        run()
+    })
 }
 
 /// What the memory is filled with; never 0.
