@@ -46,6 +46,30 @@ pub fn get(words: &[u64], page: u64) -> PageState {
     PageState::from_bits(words.get(word).map_or(0, |word| word >> shift))
 }
 
+/// The first run of pages in `state` among `pages`; none if there are no words for any.
+pub fn first_run(words: &[u64], pages: Range<u64>, state: PageState) -> Option<Range<u64>> {
+    let start = skip(words, pages.clone(), |is| is != state);
+    let end = skip(words, start..pages.end, |is| is == state);
+    (start < end).then_some(start..end)
+}
+
+/// The first of `pages` that there is a word for and that `go_on` does not let pass; the end if there is none.
+fn skip(words: &[u64], pages: Range<u64>, go_on: impl Fn(PageState) -> bool) -> u64 {
+    let mut page = pages.start;
+    while page < pages.end {
+        let (index, shift) = place(page);
+        let Some(word) = words.get(index) else { break };
+        let first = PageState::from_bits(word >> shift);
+        if !go_on(first) {
+            return page;
+        }
+        // Mostly all of a word is alike.
+        let alike = shift == 0 && *word == every(first);
+        page += if alike { PAGES_A_WORD } else { 1 };
+    }
+    page.min(pages.end)
+}
+
 /// Sets the state of `pages`; those that there are no words for are left out. Returns how many were in
 /// which state before.
 pub fn set(words: &mut [u64], pages: Range<u64>, state: PageState) -> Census {

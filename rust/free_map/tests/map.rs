@@ -71,6 +71,31 @@ proptest! {
         prop_assert_eq!(states::get(&words, room as u64), PageState::Unknown);
     }
 
+    /// A run is where it was set, and as long.
+    #[test]
+    fn runs_are_found(
+        changes in prop::collection::vec((0u64..200, 0u64..90, state()), 0..12),
+        start in 0u64..210,
+        len in 0u64..210,
+        wanted in state(),
+    ) {
+        let mut map = vec![0; states::words(200) as usize];
+        for (page, count, state) in changes {
+            states::set(&mut map, page..page + count, state);
+        }
+        // What is behind the last word is in no state.
+        let there = states::words(200) * states::PAGES_A_WORD;
+        let is = |page: &u64| *page < there && states::get(&map, *page) == wanted;
+        let mut rest = start..start + len;
+        let mut found = Vec::new();
+        while let Some(run) = states::first_run(&map, rest.clone(), wanted) {
+            prop_assert!(run.start >= rest.start && run.start < run.end && run.end <= rest.end);
+            rest.start = run.end;
+            found.extend(run);
+        }
+        prop_assert_eq!(found, (start..start + len).filter(is).collect::<Vec<_>>());
+    }
+
     #[test]
     fn a_page_is_never_thought_older_than_it_is(
         size in 1u64..6_000_000,
