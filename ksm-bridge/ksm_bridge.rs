@@ -5,7 +5,7 @@
 //! One way through, one file a step:
 //!
 //! FREE_PAGES ([`operation`]) -> worker of the VM ([`merger`]) -> free-page map ([`map`]) -> zero page
-//! (`kvm_merge`), with statistics ([`stats`]) beside every step, shown by [`debug`] and [`dump`].
+//! (`kvm_merge`), and once more where that is of use ([`again`]), with statistics ([`stats`]) beside every step, shown by [`debug`] and [`dump`].
 //!
 //! # Locking
 //!
@@ -20,11 +20,13 @@
 
 use kernel::prelude::*;
 
+mod again;
 mod debug;
 mod dump;
 mod map;
 mod merger;
 mod operation;
+mod refilled;
 mod stats;
 
 use kvm_merge::Mode;

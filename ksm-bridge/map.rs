@@ -4,7 +4,7 @@
 //!
 //! What is shown of it to tools is in [`dump`](crate::dump).
 
-use dlh_abi::{Gfn, GfnRange};
+use dlh_abi::{Gfn, GfnRange, PAGE_SIZE};
 use free_map::{stamps, states, Census, PageState};
 use kernel::{
     alloc::{KVVec, Vec},
@@ -12,7 +12,7 @@ use kernel::{
     prelude::*,
     sync::SpinLock,
 };
-use kvm_vm::{Memslots, Span};
+use kvm_vm::{Hva, Memslots, Span};
 
 /// What is known of one memslot.
 pub(crate) struct Region {
@@ -262,6 +262,26 @@ impl Map {
         let age = stamps::age(&region.stamps, page, now);
         regions.set(GfnRange::new(gfn, 1).ok()?, PageState::CameBack);
         Some(age)
+    }
+
+    /// The first merged pages behind `from`, among the next `most` at most, and where they lie in the VMM; and where
+    /// to look further: nowhere if that was the last memslot. Any context that may take spin locks.
+    pub(crate) fn merged_from(&self, from: Gfn, most: u64) -> (Option<Span>, Option<Gfn>) {
+        let regions = self.regions.lock();
+        let Some(region) = regions.list.iter().find(|region| region.frames().end() > from) else {
+            return (None, None);
+        };
+        let (start, pages) = (region.frames().start().0, region.frames().pages());
+        let first = from.0.saturating_sub(start);
+        let end = pages.min(first.saturating_add(most));
+        let run = states::first_run(&region.states, first..end, PageState::Merged);
+        let next = Gfn(start + run.as_ref().map_or(end, |run| run.end));
+        let span = run.and_then(|run| {
+            let frames = GfnRange::new(Gfn(start + run.start), run.end - run.start).ok()?;
+            let hva = Hva(region.slot.hva.0 + (run.start * PAGE_SIZE) as usize);
+            Some(Span { frames, hva })
+        });
+        (span, Some(next))
     }
 
     /// Lets `look` look at all of it. It must not sleep.

@@ -16,7 +16,7 @@ use kvm_ops::{complete_all, Token};
 use kvm_vm::{Memslots, SlotError, Span, Vm, VmRef};
 use kvm_worker::{Job, Pace};
 
-use crate::{map::Map, stats::Stats};
+use crate::{again::Again, map::Map, refilled::Refilled, stats::Stats};
 
 /// Requests that may wait; more are declined, and the guest tries again later.
 const MOST_WAITING: usize = 256;
@@ -69,6 +69,8 @@ pub(crate) struct Merger {
     /// What its times are counted from.
     began: Instant<Monotonic>,
     stats: Stats,
+    again: Again,
+    refilled: Refilled,
     #[pin]
     map: Map,
     #[pin]
@@ -89,6 +91,8 @@ impl Merger {
                 pace: Pace::new(policy.cpu_percent),
                 began: Instant::now(),
                 stats: Stats::new(),
+                again: Again::new(),
+                refilled: Refilled::new(),
                 map <- Map::new(),
                 requests <- new_spinlock!(Requests { list, vm: None, closed: false }),
                 batch <- new_mutex!(Batch { taken, runs }),
@@ -100,6 +104,17 @@ impl Merger {
     /// The free-page map.
     pub(crate) fn map(&self) -> &Map {
         &self.map
+    }
+
+    /// What is known of whether the guest is to report once more.
+    pub(crate) fn again(&self) -> &Again {
+        &self.again
+    }
+
+    /// The guest asks whether it is to report all that is free once more. On a thread of the VMM; may sleep.
+    pub(crate) fn answer(&self) -> bool {
+        let now = self.began.elapsed().as_millis();
+        self.again.answer(now, || self.refilled.is_much(&self.map))
     }
 
     /// Accepts pages the guest does not use until `token` is completed, or gives the token back with
@@ -158,7 +173,9 @@ impl Merger {
     /// Writes `name value` lines.
     pub(crate) fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.stats.show(f)?;
-        self.map.show(f)
+        self.map.show(f)?;
+        writeln!(f, "map_refilled {}", self.refilled.count(&self.map))?;
+        writeln!(f, "asked_again {}", self.again.told())
     }
 
     /// Milliseconds since it was made; wraps.
@@ -203,6 +220,10 @@ impl Merger {
             contents,
             |part, verdict| {
                 self.stats.judged(part.pages(), verdict);
+                // Userfaultfd and pins come and go.
+                if matches!(verdict, Verdict::Userfault | Verdict::Pinned) {
+                    self.again.kept();
+                }
                 match verdict {
                     Verdict::Merged => self.map.merged(part, now),
                     _ => self.map.set(part, PageState::Unknown),

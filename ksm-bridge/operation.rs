@@ -3,7 +3,8 @@
 //! FREE_PAGES: from a guest's arguments to a request of the VM's merger.
 
 use dlh_abi::{
-    Error as CallError,     FreePages as Said, Operation as Number, FEATURE_FREE_ANY, FEATURE_FREE_PAGES,
+    Error as CallError, FreePages as Said, Operation as Number, FEATURE_FREE_ANY, FEATURE_FREE_ASK,
+    FEATURE_FREE_PAGES,
 };
 use kernel::{
     prelude::*,
@@ -41,7 +42,7 @@ impl FreePages {
 
 impl Operation for FreePages {
     const NUMBER: Number = Number::FREE_PAGES;
-    const FEATURE: u32 = FEATURE_FREE_PAGES | FEATURE_FREE_ANY;
+    const FEATURE: u32 = FEATURE_FREE_PAGES | FEATURE_FREE_ANY | FEATURE_FREE_ASK;
     type Context = Context;
 
     fn attach(&self, vm: &Vm) -> Result<Arc<Context>> {
@@ -54,15 +55,14 @@ impl Operation for FreePages {
         Ok(Arc::new(context, GFP_KERNEL_ACCOUNT)?)
     }
 
-    fn execute(
-        context: ArcBorrow<'_, Context>,
-        vm: &Vm,
-        arg: [u64; 2],
-        token: Token,
-    ) -> Outcome {
+    fn execute(context: ArcBorrow<'_, Context>, vm: &Vm, arg: [u64; 2], token: Token) -> Outcome {
         let (frames, contents) = match Said::parse(arg) {
             Ok(Said::Pages(frames, contents)) => (frames, contents),
-            Ok(Said::Question) => return Outcome::Finished(token, CallError::Argument.into()),
+            Ok(Said::Question) => {
+                let answer =
+                    if context.worker.job().answer() { Err(CallError::Again) } else { Ok(()) };
+                return Outcome::Finished(token, answer.into());
+            }
             Err(e) => return Outcome::Finished(token, e.into()),
         };
         match context.worker.job().accept(vm, frames, contents, token) {

@@ -195,6 +195,7 @@ void dlh_file_put(struct file *file);
 unsigned long dlh_file_zero_bytes(struct file *file, u64 offset, unsigned long bytes);
 unsigned long dlh_file_loose_bytes(struct file *file, u64 offset, unsigned long bytes, bool *locked);
 int dlh_file_punch(struct file *file, u64 offset, unsigned long bytes);
+u64 dlh_vma_in_shared_file(const struct vm_area_struct *vma, unsigned long address, u64 pages);
 
 /* helpers/worker.c: a thread of the VMM. */
 struct vhost_task *dlh_worker_create(bool (*work)(void *), void (*killed)(void *), void *data);

@@ -10,8 +10,8 @@ from vm import ktap
 
 REPOSITORY = Path("/src/kvm-dlh")
 OWN = 1 | 2 | 8 | 16  # rings, CALL, CALLS, TRACE
-# FREE_PAGES, FREE_ANY
-FREE_PAGES = 4 | 32
+# FREE_PAGES, FREE_ANY, FREE_ASK
+FREE_PAGES = 4 | 32 | 64
 
 
 def discovery(name: str, *arguments: str) -> None:

@@ -286,3 +286,67 @@ int dlh_file_punch(struct file *file, u64 offset, unsigned long bytes)
 {
 	return vfs_fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, bytes);
 }
+
+/*
+ * How many of the pages from address on the file has in memory that a VMA maps, shared; 0 for other memory. Large
+ * folios count where all of their pages are among those. The caller holds the mmap lock, and the pages lie in
+ * the VMA. Only entries are looked at, no folio.
+ */
+u64 dlh_vma_in_shared_file(const struct vm_area_struct *vma, unsigned long address, u64 pages)
+{
+	unsigned long first, last;
+	struct folio *folio;
+	u64 found = 0;
+
+	if (!pages || vma_kind(vma) != DLH_VMA_SHARED_FILE)
+		return 0;
+	first = vma->vm_pgoff + ((address - vma->vm_start) >> PAGE_SHIFT);
+	last = first + pages - 1;
+	XA_STATE(xas, &vma->vm_file->f_mapping->i_pages, first);
+	rcu_read_lock();
+	xas_for_each(&xas, folio, last) {
+		unsigned long begin, count;
+
+		if (xas_retry(&xas, folio) || xa_is_value(folio))
+			continue;
+		count = 1UL << xas_get_order(&xas);
+		begin = xas.xa_index & ~(count - 1);
+		if (begin >= first && count - 1 <= last - begin)
+			found += count;
+	}
+	rcu_read_unlock();
+	return found;
+}
+
+/* The parameter merge of the module that this is linked into: the kernel crate has none of words. */
+static bool merge_share;
+
+static int merge_set(const char *value, const struct kernel_param *param)
+{
+	if (sysfs_streq(value, "release") || sysfs_streq(value, "share")) {
+		merge_share = sysfs_streq(value, "share");
+		return 0;
+	}
+	pr_err("ksm_bridge: merge=%s is neither release nor share\n", value);
+	return -EINVAL;
+}
+
+static int merge_get(char *buffer, const struct kernel_param *param)
+{
+	return sysfs_emit(buffer, "%s\n", merge_share ? "share" : "release");
+}
+
+static const struct kernel_param_ops merge_param = {
+	.set = merge_set,
+	.get = merge_get,
+};
+module_param_cb(merge, &merge_param, NULL, 0444);
+MODULE_PARM_DESC(merge, "When the zero page is mapped: release (when it is read, the default) or share (at once)");
+
+bool dlh_merge_share(void)
+{
+#ifdef DLH_FAULT_NO_VMA_CHECK
+	pr_warn("ksm_bridge: TEST BUILD: every kind of memory is taken for anonymous, guests WILL LOSE DATA\n");
+#endif
+	return merge_share;
+}
