@@ -6,19 +6,21 @@
 //! One way through, one file a step:
 //!
 //! page allocator -> report ([`report`]), at a [`pace`] -> the ring of this CPU ([`rings`]) -> host, with
-//! statistics ([`stats`]) beside it, shown by [`debug`]; [`bench`] measures what a call costs.
+//! statistics ([`stats`]) beside it, shown by [`debug`]; [`bench`] measures what a call costs. Once more where the
+//! host has forgotten it ([`again`]).
 //!
 //! # Locking
 //!
-//! `Rings::control` is the only lock. Hypercalls are made while it is held, but what waits for the host
-//! to finish a report does not hold it.
+//! Outermost first: `Again::sweep`, `FreePages::turn`, `Rings::control`. Hypercalls are made while the last is
+//! held, but what waits for the host to finish a report holds the others only.
 
 use dlh_abi::{RingSize, ABI_VERSION, FEATURE_FREE_PAGES, FEATURE_RING};
-use kernel::{fmt, prelude::*};
+use kernel::{fmt, prelude::*, sync::Arc};
 use kvm_guest::{
-    hypercall, platform, CpuHotplug, PageReporting, RebootNotifier, FAULT_REPORT_EARLY,
+    hypercall, platform, CpuHotplug, PageReporting, RebootNotifier, Rounds, FAULT_REPORT_EARLY,
 };
 
+mod again;
 mod bench;
 mod debug;
 mod pace;
@@ -26,6 +28,7 @@ mod report;
 mod rings;
 mod stats;
 
+use again::Again;
 use pace::Pace;
 use params::{dlh_guest, VERSION};
 use report::FreePages;
@@ -42,7 +45,9 @@ module! {
 /// The driver at work. The fields are dropped from the first to the last.
 struct DlhGuest {
     _debug: Option<debug::Directory>,
-    _reporting: Pin<KBox<PageReporting<FreePages>>>,
+    /// Has a count of what it is about: it goes first.
+    _again: Rounds<Again>,
+    _reporting: Arc<PageReporting<FreePages>>,
     _reboot: Pin<KBox<RebootNotifier<Rings>>>,
     _cpus: Pin<KBox<CpuHotplug<Rings>>>,
 }
@@ -66,12 +71,16 @@ impl kernel::Module for DlhGuest {
         let free_pages =
             FreePages::new(rings.clone(), Pace::new(pace_mib), dlh_guest::timeout_ms())
                 .inspect_err(without("memory for reports"))?;
-        let reporting = PageReporting::new(order, batch, free_pages).inspect_err(|&e| match e {
-            EBUSY => {
-                pr_info!("free page reporting belongs to another driver, standing back\n")
-            }
-            _ => pr_err!("cannot start, no reporting of free pages: {:?}\n", e),
-        })?;
+        let reporting =
+            PageReporting::new(order, batch, free_pages.clone()).inspect_err(|&e| match e {
+                EBUSY => {
+                    pr_info!("free page reporting belongs to another driver, standing back\n")
+                }
+                _ => pr_err!("cannot start, no reporting of free pages: {:?}\n", e),
+            })?;
+        let again = Again::new(rings.clone(), free_pages, reporting.clone())
+            .and_then(Rounds::start)
+            .inspect_err(without("memory for reporting once more"))?;
         pr_info!(
             "version {}: reporting free blocks of order {}, {} at a time, through {} rings of {} entries{}\n",
             VERSION,
@@ -83,7 +92,13 @@ impl kernel::Module for DlhGuest {
         );
         // A module that fails to load is freed although files of it are open, so nothing may fail any more.
         let debug = debug::Directory::new(&rings).ok();
-        Ok(Self { _debug: debug, _reporting: reporting, _reboot: reboot, _cpus: cpus })
+        Ok(Self {
+            _debug: debug,
+            _again: again,
+            _reporting: reporting,
+            _reboot: reboot,
+            _cpus: cpus,
+        })
     }
 }
 

@@ -2,17 +2,20 @@
 
 //! Reporting free pages: place, wait, and call the host only if it does not come by.
 
-use dlh_abi::PAGE_SIZE;
+use dlh_abi::{Contents, FEATURE_FREE_ANY, PAGE_SIZE};
 use kernel::{
+    new_mutex,
     prelude::*,
     sync::{
         atomic::{ordering::Relaxed, Atomic},
-        Arc,
+        Arc, Mutex,
     },
     time::{Instant, Monotonic},
 };
 use kvm_guest::{
-    cpu_is_ours, sleep_to_tick, sleep_us, CpuGuard, Placed, Progress, Report, Reporter, Tally,
+    cpu_is_ours,
+    hypercall::{self, HostError},
+    platform, sleep_to_tick, sleep_us, CpuGuard, Placed, Progress, Report, Reporter, Tally,
     Unreported, FAULT_REPORT_EARLY,
 };
 
@@ -35,19 +38,98 @@ const FIRST_RETRY_MS: u32 = 100;
 const LONGEST_RETRY_MS: u32 = 10_000;
 
 /// The reporter.
+#[pin_data]
 pub(crate) struct FreePages {
     rings: Arc<Rings>,
     pace: Pace,
     timeout_ms: i64,
     retry_ms: Atomic<u32>,
+    /// The host is told that this kernel does not rely on the contents of free pages.
+    any: Atomic<bool>,
+    /// A report, or a question: one of the two at a time, so that only one finds a ring lost.
+    #[pin]
+    turn: Mutex<()>,
+}
+
+/// What came of a question.
+pub(crate) enum Answer {
+    /// It was not asked: a report is under way.
+    Busy,
+    /// It was not answered: there is no ring here, or nobody behind it.
+    Nothing,
+    /// The host has lost the ring.
+    Lost,
+    /// The host has answered: does it want all reports once more?
+    Host {
+        /// It does.
+        wanted: bool,
+    },
 }
 
 impl FreePages {
     /// A reporter that calls the host after `timeout_ms` milliseconds without progress. May sleep.
     pub(crate) fn new(rings: Arc<Rings>, pace: Pace, timeout_ms: u32) -> Result<Arc<Self>> {
         let timeout_ms = i64::from(timeout_ms);
-        let retry_ms = Atomic::new(FIRST_RETRY_MS);
-        Ok(Arc::new(Self { rings, pace, timeout_ms, retry_ms }, GFP_KERNEL)?)
+        let this = Arc::pin_init(
+            pin_init!(Self {
+                rings,
+                pace,
+                timeout_ms,
+                retry_ms: Atomic::new(FIRST_RETRY_MS),
+                any: Atomic::new(false),
+                turn <- new_mutex!(()),
+            }),
+            GFP_KERNEL,
+        )?;
+        this.learn();
+        Ok(this)
+    }
+
+    /// Asks what the host takes. Any context.
+    pub(crate) fn learn(&self) {
+        let Ok(features) = hypercall::features() else { return };
+        let any = features.bits & FEATURE_FREE_ANY != 0 && !platform::free_pages_zeroed();
+        self.any.store(any, Relaxed);
+    }
+
+    /// What this kernel relies on, as the host understands it.
+    fn contents(&self) -> Contents {
+        if self.any.load(Relaxed) {
+            Contents::Any
+        } else {
+            Contents::Zeroes
+        }
+    }
+
+    /// The host has not understood `unknown` calls that said `contents`. If it is one from before the flag,
+    /// they are made once more, without; returns how many.
+    fn forget_flag(&self, contents: Contents, unknown: u32) -> u32 {
+        if contents == Contents::Zeroes || unknown == 0 {
+            return 0;
+        }
+        self.any.store(false, Relaxed);
+        unknown
+    }
+
+    /// Asks the host whether it wants all reports once more. May sleep.
+    pub(crate) fn ask(&self) -> Answer {
+        let Some(_turn) = self.turn.try_lock() else { return Answer::Busy };
+        let mut question = Report::empty();
+        let placed = {
+            let here = CpuGuard::new();
+            self.rings.local(&here).map(|mut ring| question.ask(&mut ring))
+        };
+        match placed {
+            None => return Answer::Nothing,
+            // Cannot be full, with no report under way.
+            Some(false) => return Answer::Busy,
+            Some(true) => {}
+        }
+        match self.wait(&mut question) {
+            Err(_) => Answer::Lost,
+            Ok(Tally { put_off: 1.., .. }) => Answer::Nothing,
+            Ok(Tally { wanted, .. }) => Answer::Host { wanted },
+        }
     }
 
     fn stats(&self) -> &Stats {
@@ -55,10 +137,10 @@ impl FreePages {
     }
 
     /// Places what there is room for; `None` if this CPU has no ring.
-    fn place(&self, report: &mut Report<'_>) -> Option<Placed> {
+    fn place(&self, report: &mut Report<'_>, contents: Contents) -> Option<Placed> {
         let here = CpuGuard::new();
         let mut ring = self.rings.local(&here)?;
-        Some(report.place(&mut ring))
+        Some(report.place(&mut ring, contents))
     }
 
     /// Hands everything over.
@@ -73,7 +155,8 @@ impl FreePages {
                 return Err(EAGAIN);
             }
             self.rings.revive();
-            let tally = match self.place(report) {
+            let contents = self.contents();
+            let tally = match self.place(report, contents) {
                 Some(placed) => {
                     self.stats().add(Event::Page, placed.pages);
                     if report.left() > 0 {
@@ -82,13 +165,18 @@ impl FreePages {
                     if FAULT_REPORT_EARLY && report.left() == 0 {
                         return Ok(());
                     }
-                    self.wait(report)?
+                    let begin = Instant::<Monotonic>::now();
+                    self.stats().count(Event::Wait);
+                    let waited = self.wait(report);
+                    let us = begin.elapsed().as_micros_ceil();
+                    self.stats().add(Event::WaitUs, us.unsigned_abs());
+                    waited?
                 }
-                None => self.call(report)?,
+                None => self.call(report, contents)?,
             };
             self.stats().add(Event::Range, u64::from(tally.calls - tally.declined));
             self.stats().add(Event::Declined, u64::from(tally.declined));
-            put_off += tally.put_off;
+            put_off += tally.put_off + self.forget_flag(contents, tally.unknown);
         }
         if put_off > 0 {
             return Err(EAGAIN);
@@ -106,8 +194,7 @@ impl FreePages {
     fn wait(&self, report: &mut Report<'_>) -> Result<Tally> {
         let begin = Instant::<Monotonic>::now();
         let mut quiet_since = begin;
-        self.stats().count(Event::Wait);
-        let result = loop {
+        loop {
             let mut progress = report.poll();
             let late = quiet_since.elapsed().as_millis() >= self.timeout_ms;
             if matches!(progress, Progress::Working) && (late || report.is_detached()) {
@@ -119,11 +206,11 @@ impl FreePages {
                 quiet_since = Instant::now();
             }
             match progress {
-                Progress::Finished(tally) => break Ok(tally),
+                Progress::Finished(tally) => return Ok(tally),
                 Progress::Lost => {
                     self.stats().count(Event::Lost);
                     self.rings.verify();
-                    break Err(EAGAIN);
+                    return Err(EAGAIN);
                 }
                 Progress::Working => {}
             }
@@ -134,10 +221,7 @@ impl FreePages {
             } else {
                 sleep_to_tick(pause);
             }
-        };
-        let waited = begin.elapsed().as_micros_ceil();
-        self.stats().add(Event::WaitUs, waited.unsigned_abs());
-        result
+        }
     }
 
     /// Hands one range over without a ring.
@@ -145,9 +229,9 @@ impl FreePages {
     /// # Errors
     ///
     /// `EAGAIN`: the host takes none at the moment.
-    fn call(&self, report: &mut Report<'_>) -> Result<Tally> {
+    fn call(&self, report: &mut Report<'_>, contents: Contents) -> Result<Tally> {
         self.stats().count(Event::Synchronous);
-        match report.call_next() {
+        match report.call_next(contents) {
             Ok(pages) => {
                 self.stats().add(Event::Page, pages);
                 Ok(Tally { calls: 1, ..Tally::default() })
@@ -156,7 +240,10 @@ impl FreePages {
                 self.stats().count(Event::Declined);
                 Err(EAGAIN)
             }
-            Err(_) => Ok(Tally { calls: 1, declined: 1, put_off: 0 }),
+            Err(e) => {
+                let unknown = u32::from(e.is_some_and(HostError::is_argument));
+                Ok(Tally { calls: 1, declined: 1, unknown, ..Tally::default() })
+            }
         }
     }
 
@@ -179,6 +266,7 @@ impl Reporter for FreePages {
             Unreported::For(ms)
         })?;
         self.stats().count(Event::Report);
+        let _turn = self.turn.lock();
         self.hand_over(report).map_err(|_| {
             self.stats().count(Event::Failed);
             self.back_off()

@@ -9,7 +9,7 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{
-            ordering::{Acquire, Release},
+            ordering::{Acquire, Full, Release},
             Atomic,
         },
         Arc, Mutex,
@@ -31,6 +31,8 @@ pub(crate) struct Rings {
     stats: Stats,
     /// This kernel ends: there are no rings any more.
     ending: Atomic<bool>,
+    /// The host has lost a ring since somebody asked last.
+    lost: Atomic<bool>,
     #[pin]
     control: Mutex<Control>,
 }
@@ -57,6 +59,7 @@ impl Rings {
                 table: RingTable::new()?,
                 stats: Stats::new(),
                 ending: Atomic::new(false),
+                lost: Atomic::new(false),
                 control <- new_mutex!(Control { cpus }),
             }),
             GFP_KERNEL,
@@ -131,8 +134,15 @@ impl Rings {
         for cpu in 0..nr_cpu_ids() {
             if self.table.get(cpu).is_some_and(|ring| !ring.is_known()) {
                 self.tear_down(cpu);
+                self.lost.store(true, Release);
             }
         }
+    }
+
+    /// Whether the host has lost a ring since this was asked last: it may be another host, and know nothing
+    /// of what was reported.
+    pub(crate) fn take_lost(&self) -> bool {
+        self.lost.xchg(false, Full)
     }
 
     /// Gives `cpu` a new ring, if that is where this runs. May sleep.

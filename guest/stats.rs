@@ -42,9 +42,17 @@ pub(crate) enum Event {
     SetUpFailed,
     /// An event for the host's trace was placed.
     Traced,
+    /// The host has said whether it wants all reports once more.
+    Asked,
+    /// All that is free is reported once more.
+    Again,
+    /// A free block is to be reported once more.
+    Unmarked,
+    /// Microseconds spent on that.
+    UnmarkUs,
 }
 
-const NAMES: [&str; 16] = [
+const NAMES: [&str; 20] = [
     "reports",
     "ranges",
     "pages",
@@ -61,6 +69,10 @@ const NAMES: [&str; 16] = [
     "setups",
     "setups_failed",
     "traced",
+    "asked",
+    "again",
+    "unmarked",
+    "unmark_us",
 ];
 
 /// The counters. Any context.

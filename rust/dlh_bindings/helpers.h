@@ -211,6 +211,7 @@ s64 dlh_guest_unknown_hypercall(void);
 bool dlh_guest_on_kvm(void);
 bool dlh_guest_memory_encrypted(void);
 bool dlh_guest_free_pages_poisoned(void);
+bool dlh_guest_free_pages_zeroed(void);
 void *dlh_guest_ring_alloc(size_t bytes);
 void dlh_guest_ring_free(void *ring, size_t bytes);
 u64 dlh_guest_ring_gpa(void *ring);
@@ -243,5 +244,15 @@ u32 dlh_guest_pageblock_order(void);
 u64 dlh_guest_sg_gpa(struct scatterlist *sg);
 u64 dlh_guest_sg_bytes(const struct scatterlist *sg);
 struct scatterlist *dlh_guest_sg_next(struct scatterlist *sg);
+void dlh_guest_reporting_soon(struct dlh_guest_reporting *reporting);
+
+/* helpers/guest_marks.c: blocks that have been reported, and work that is done from time to time. */
+int dlh_guest_marks_watch(void);
+void dlh_guest_marks_unwatch(void);
+u64 dlh_guest_marks_end(void);
+u64 dlh_guest_unmark(u64 pfn, u32 *unmarked);
+struct dlh_guest_rounds;
+struct dlh_guest_rounds *dlh_guest_rounds_start(u32 (*round)(void *data), void *data);
+void dlh_guest_rounds_stop(struct dlh_guest_rounds *rounds);
 
 #endif

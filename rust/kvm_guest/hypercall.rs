@@ -34,6 +34,11 @@ impl HostError {
         self.0 == CallError::NoRing.to_rax()
     }
 
+    /// The host does not know what was asked.
+    pub fn is_argument(self) -> bool {
+        self.0 == CallError::Argument.to_rax()
+    }
+
     /// The host may do it at another time.
     pub fn is_put_off(self) -> bool {
         self.is_absent() || PUT_OFF.into_iter().any(|reason| self.0 == reason.to_rax())

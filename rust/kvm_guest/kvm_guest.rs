@@ -11,24 +11,28 @@
 //!   to it; it does not give them back before the host is done with them, whatever its user does.
 //! - Only one user at a time places calls in a ring: [`LocalRing`].
 //!
-//! C headers: `include/uapi/linux/kvm_dlh.h`, `rust/dlh_bindings/helpers.h` (`helpers/guest.c`).
+//! C headers: `include/uapi/linux/kvm_dlh.h`, `rust/dlh_bindings/helpers.h` (`helpers/guest.c`, `helpers/guest_marks.c`).
 
 mod cpu;
 mod hotplug;
 pub mod hypercall;
+mod marks;
 mod memory;
 pub mod platform;
 mod reboot;
 mod reporting;
 mod ring;
 mod ring_table;
+mod rounds;
 
 pub use cpu::{cpu_is_ours, sleep_to_tick, sleep_us, tsc, tsc_khz, CpuGuard};
 pub use hotplug::{CpuEvents, CpuHotplug};
+pub use marks::{Marks, Sweep, Swept};
 pub use reboot::{RebootEvents, RebootNotifier};
 pub use reporting::{PageReporting, Placed, Progress, Report, Reporter, Tally, Unreported};
 pub use ring::{LocalRing, NewRing, Ring, SetupError};
 pub use ring_table::RingTable;
+pub use rounds::{Round, Rounds};
 
 /// Whether this is a test build that gives reported pages back before the host is done with them.
 pub const FAULT_REPORT_EARLY: bool = cfg!(dlh_fault_report_early);

@@ -23,3 +23,9 @@ pub fn free_pages_poisoned() -> bool {
     // SAFETY: May be called anywhere.
     unsafe { bindings::dlh_guest_free_pages_poisoned() }
 }
+
+/// Whether this kernel relies on finding zeroes in free pages. Any context.
+pub fn free_pages_zeroed() -> bool {
+    // SAFETY: May be called anywhere.
+    unsafe { bindings::dlh_guest_free_pages_zeroed() }
+}

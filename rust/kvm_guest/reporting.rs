@@ -8,7 +8,7 @@
 
 use core::{marker::PhantomData, ptr::null_mut};
 
-use dlh_abi::{Call, Error as CallError, Operation};
+use dlh_abi::{Call, Contents, Error as CallError, FreePages, GfnRange, Gpa};
 use dlh_bindings as bindings;
 use kernel::{
     container_of,
@@ -56,6 +56,10 @@ pub struct Tally {
     pub declined: u32,
     /// Those of the declined that the host may execute at another time.
     pub put_off: u32,
+    /// Those of the declined that the host does not understand.
+    pub unknown: u32,
+    /// Whether one asked the host if it wants reports once more, and it does.
+    pub wanted: bool,
 }
 
 /// How far a batch is.
@@ -103,6 +107,12 @@ pub struct Report<'a> {
 }
 
 impl Report<'_> {
+    /// One that names no page: for a question.
+    pub fn empty() -> Self {
+        // INVARIANT: Nothing is left.
+        Self { next: null_mut(), left: 0, batch: None, _list: PhantomData, _thread: NotThreadSafe }
+    }
+
     /// Number of ranges that have not been placed.
     pub fn left(&self) -> u32 {
         self.left
@@ -123,8 +133,8 @@ impl Report<'_> {
         sum
     }
 
-    /// The next range as a call, and its pages.
-    fn next(&self) -> Option<(Call, u64)> {
+    /// The next range as a call, and its pages. `contents` is what this kernel relies on.
+    fn next(&self, contents: Contents) -> Option<(Call, u64)> {
         if self.left == 0 {
             return None;
         }
@@ -132,7 +142,9 @@ impl Report<'_> {
         let (gpa, bytes) = unsafe {
             (bindings::dlh_guest_sg_gpa(self.next), bindings::dlh_guest_sg_bytes(self.next))
         };
-        Some((Call { op: Operation::FREE_PAGES, arg: [gpa, bytes] }, bytes / dlh_abi::PAGE_SIZE))
+        // Never fails: blocks are whole pages of this machine.
+        let frames = GfnRange::from_bytes(Gpa(gpa), bytes).ok()?;
+        Some((FreePages::Pages(frames, contents).call(), frames.pages()))
     }
 
     /// Goes on to the range after the next one.
@@ -145,14 +157,15 @@ impl Report<'_> {
     }
 
     /// Places as many ranges in the ring as there are, and as there is room for: a batch, which
-    /// [`Report::poll`] looks after. Nothing is placed while there is a batch already.
-    pub fn place(&mut self, ring: &mut LocalRing<'_>) -> Placed {
+    /// [`Report::poll`] looks after. Nothing is placed while there is a batch already. `contents` is what this
+    /// kernel relies on finding there afterwards.
+    pub fn place(&mut self, ring: &mut LocalRing<'_>, contents: Contents) -> Placed {
         let mut placed = Placed::default();
         if self.batch.is_some() {
             return placed;
         }
         let first = ring.tail();
-        while let Some((call, pages)) = self.next() {
+        while let Some((call, pages)) = self.next(contents) {
             // SAFETY: The page allocator has lent the pages until the callback returns, which
             // `settle()` puts off until this call has been passed or the ring is dead.
             if !unsafe { ring.place(&call) } {
@@ -166,13 +179,25 @@ impl Report<'_> {
         placed
     }
 
+    /// Places the question whether the host wants all reports once more: a batch like any other. Returns whether
+    /// there was room.
+    pub fn ask(&mut self, ring: &mut LocalRing<'_>) -> bool {
+        let first = ring.tail();
+        // SAFETY: Names no memory.
+        if self.batch.is_some() || !unsafe { ring.place(&FreePages::Question.call()) } {
+            return false;
+        }
+        self.batch = Some(Batch { ring: ring.ring(), first, count: 1 });
+        true
+    }
+
     /// Has the host work on the next range while the vCPU waits; no ring is needed. Returns its pages.
     ///
     /// # Errors
     ///
     /// The host declined: each page is as it was, or zeroes. That includes that there is no next range.
-    pub fn call_next(&mut self) -> Result<u64, Option<HostError>> {
-        let (call, pages) = self.next().ok_or(None)?;
+    pub fn call_next(&mut self, contents: Contents) -> Result<u64, Option<HostError>> {
+        let (call, pages) = self.next(contents).ok_or(None)?;
         self.advance();
         // SAFETY: The pages are lent until the callback returns, which is after this call.
         unsafe { hypercall::call(&call) }.map(|()| pages).map_err(Some)
@@ -193,6 +218,8 @@ impl Report<'_> {
                 tally.declined += u32::from(!status.is_ok());
                 let put_off = PUT_OFF.into_iter().any(|reason| status == reason.into());
                 tally.put_off += u32::from(put_off);
+                tally.unknown += u32::from(status == CallError::Argument.into());
+                tally.wanted |= status == CallError::Again.into();
             }
             Progress::Finished(tally)
         } else if dead {
@@ -262,7 +289,7 @@ impl<T: Reporter> PageReporting<T> {
     /// # Errors
     ///
     /// `EBUSY`: somebody else reports; `ENOMEM`.
-    pub fn new(order: Option<u32>, batch: u32, reporter: Arc<T>) -> Result<Pin<KBox<Self>>> {
+    pub fn new(order: Option<u32>, batch: u32, reporter: Arc<T>) -> Result<Arc<Self>> {
         // SAFETY: May be called anywhere.
         let previous_order = match unsafe { bindings::dlh_guest_reporting_order() } {
             // Not chosen yet. The kernel would choose this; it cannot go back to "not chosen".
@@ -271,7 +298,7 @@ impl<T: Reporter> PageReporting<T> {
             order => order,
         };
         let first_order = order.unwrap_or(previous_order);
-        let this = KBox::try_pin_init(
+        let this = Arc::pin_init(
             try_pin_init!(Self {
                 previous_order,
                 reporter,
@@ -299,6 +326,13 @@ impl<T: Reporter> PageReporting<T> {
             unsafe { bindings::dlh_guest_reporting_set_order(order) };
         }
         Ok(this)
+    }
+
+    /// Has the page allocator look for blocks to report soon. Any context.
+    pub fn again(&self) {
+        // SAFETY: By the type invariant the registration is in force, and `drop`, which ends it, waits for
+        // what is queued here.
+        unsafe { bindings::dlh_guest_reporting_soon(self.info.get()) }
     }
 
     /// The order that is in force.

@@ -47,6 +47,12 @@ bool dlh_guest_free_pages_poisoned(void)
 	return page_poisoning_enabled();
 }
 
+/* Then the kernel relies on finding zeroes in free pages. */
+bool dlh_guest_free_pages_zeroed(void)
+{
+	return want_init_on_free();
+}
+
 void *dlh_guest_ring_alloc(size_t bytes)
 {
 	return alloc_pages_exact(bytes, GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN);
@@ -155,6 +161,12 @@ int dlh_guest_reporting_register(struct dlh_guest_reporting *reporting, dlh_gues
 void dlh_guest_reporting_again(struct page_reporting_dev_info *info, u32 ms)
 {
 	queue_delayed_work(system_freezable_wq, &info->work, msecs_to_jiffies(ms));
+}
+
+/* The same outside of a report: the caller sees to it that the registration is in force. */
+void dlh_guest_reporting_soon(struct dlh_guest_reporting *reporting)
+{
+	dlh_guest_reporting_again(reporting_info(reporting), 0);
 }
 
 void dlh_guest_reporting_unregister(struct dlh_guest_reporting *reporting)

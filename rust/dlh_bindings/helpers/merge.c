@@ -317,36 +317,3 @@ u64 dlh_vma_in_shared_file(const struct vm_area_struct *vma, unsigned long addre
 	rcu_read_unlock();
 	return found;
 }
-
-/* The parameter merge of the module that this is linked into: the kernel crate has none of words. */
-static bool merge_share;
-
-static int merge_set(const char *value, const struct kernel_param *param)
-{
-	if (sysfs_streq(value, "release") || sysfs_streq(value, "share")) {
-		merge_share = sysfs_streq(value, "share");
-		return 0;
-	}
-	pr_err("ksm_bridge: merge=%s is neither release nor share\n", value);
-	return -EINVAL;
-}
-
-static int merge_get(char *buffer, const struct kernel_param *param)
-{
-	return sysfs_emit(buffer, "%s\n", merge_share ? "share" : "release");
-}
-
-static const struct kernel_param_ops merge_param = {
-	.set = merge_set,
-	.get = merge_get,
-};
-module_param_cb(merge, &merge_param, NULL, 0444);
-MODULE_PARM_DESC(merge, "When the zero page is mapped: release (when it is read, the default) or share (at once)");
-
-bool dlh_merge_share(void)
-{
-#ifdef DLH_FAULT_NO_VMA_CHECK
-	pr_warn("ksm_bridge: TEST BUILD: every kind of memory is taken for anonymous, guests WILL LOSE DATA\n");
-#endif
-	return merge_share;
-}
