@@ -50,6 +50,11 @@ class Bridge(_Statistics):
 
     module = "ksm_bridge"
 
+    def again(self) -> None:
+        """Has the guest report all that is free once more, as the operator does."""
+        (directory,) = (DEBUGFS / self.module).glob(f"{self.pid}-*")
+        (directory / "again").write_text("1")
+
 
 class Dlh(_Statistics):
     """kvm_dlh's view of a VM."""

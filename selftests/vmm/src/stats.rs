@@ -125,6 +125,11 @@ impl Known {
         Stats::read(&self.directory(module)?.join("stats"))
     }
 
+    /// Has ksm_bridge tell the guest to report all that is free once more.
+    pub(crate) fn again(&self) -> Result<()> {
+        Ok(fs::write(self.directory("ksm_bridge")?.join("again"), "1")?)
+    }
+
     /// The free-page map of ksm_bridge, as its words.
     pub(crate) fn free_page_map(&self) -> Result<Vec<u64>> {
         let bytes = fs::read(self.directory("ksm_bridge")?.join("map"))?;

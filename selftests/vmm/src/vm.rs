@@ -334,6 +334,11 @@ impl Vm {
         self.known.stats("ksm_bridge")
     }
 
+    /// Has the bridge tell the guest to report all that is free once more, as the operator does.
+    pub(crate) fn bridge_again(&self) -> Result<()> {
+        self.known.again()
+    }
+
     /// The free-page map that the bridge keeps of it, as its words.
     pub(crate) fn free_page_map(&self) -> Result<Vec<u64>> {
         self.known.free_page_map()

@@ -3,6 +3,7 @@
 //! The subjects of the tests, one a file.
 
 pub(crate) mod aftermath;
+mod again;
 mod bad_input;
 mod birth;
 mod budget;
@@ -75,6 +76,8 @@ pub(crate) enum Subject {
     FreePages,
     /// FREE_PAGES for every kind of memory; with huge pages, swap and KSM.
     Kinds,
+    /// Whether a guest is to report all that is free once more; with huge pages.
+    Again,
     /// FREE_PAGES of private memory over files: a memfd, and files in other file systems.
     PrivateFiles {
         /// Directories to make files in.
@@ -134,6 +137,7 @@ impl Subject {
             Subject::Malformed => malformed::cases(),
             Subject::FreePages => free_pages::cases(),
             Subject::Kinds => kinds::cases(),
+            Subject::Again => again::cases(),
             Subject::PrivateFiles { directories } => private_files::cases(&directories),
             Subject::Worker => worker::cases(),
             Subject::Aftermath => aftermath::cases(),
