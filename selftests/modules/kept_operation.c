@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * For 56-waits.sh: an operation whose calls stay pending until somebody says so, first come first served.
+ * For 59-waits.sh: an operation whose calls stay pending until somebody says so, first come first served.
  */
 
 #include <linux/kvm_dlh.h>
