@@ -265,11 +265,24 @@ unsigned long dlh_file_loose_bytes(struct file *file, u64 offset, unsigned long 
 		return 0;
 	rcu_read_lock();
 	xas_for_each(&xas, folio, end) {
+		bool pinned;
+
 		if (xas_retry(&xas, folio) || xa_is_value(folio))
 			continue;
-		/* No count is taken: a folio that leaves the file meanwhile is as good as none. */
+		/* Without a reference it may become part of something else while it is looked at. */
+		if (!folio_try_get(folio)) {
+			xas_reset(&xas);
+			continue;
+		}
+		if (folio != xas_reload(&xas)) {
+			folio_put(folio);
+			xas_reset(&xas);
+			continue;
+		}
 		*locked = folio_test_mlocked(folio);
-		if (!*locked && !folio_maybe_dma_pinned(folio))
+		pinned = folio_maybe_dma_pinned(folio);
+		folio_put(folio);
+		if (!*locked && !pinned)
 			continue;
 		loose = xas.xa_index <= index ? 0 : (xas.xa_index - index) << PAGE_SHIFT;
 		break;
