@@ -11,10 +11,10 @@ use kernel::{
     time::{Instant, Monotonic},
 };
 use kvm_faults::FaultEvents;
-use kvm_merge::{release, Mode, Verdict};
+use kvm_merge::{release, Mode, Patience, Verdict};
 use kvm_ops::{complete_all, Token};
 use kvm_vm::{Memslots, SlotError, Span, Vm, VmRef};
-use kvm_worker::{Job, Pace};
+use kvm_worker::{Job, Pace, Turn};
 
 use crate::{again::Again, map::Map, refilled::Refilled, stats::Stats};
 
@@ -164,10 +164,10 @@ impl Merger {
             requests.closed = true;
             (core::mem::take(&mut requests.list), requests.vm.take())
         };
+        drop_early(vm);
         for Request { token, .. } in list {
             token.complete(CallError::Gone.into());
         }
-        drop(vm);
     }
 
     /// Writes `name value` lines.
@@ -209,28 +209,64 @@ impl Merger {
         }
     }
 
-    /// Returns whether it has come to the end.
-    fn release(&self, vm: &Vm, frames: GfnRange, contents: Contents, now: u32) -> bool {
+    /// Releases a run of what was `taken`; those who are better reported again are told so. Returns whether it has come
+    /// to the end. On the worker; may sleep.
+    fn release(&self, with: &mut With<'_>, taken: &mut [Request], frames: GfnRange) -> bool {
+        let With { turn, patience, vm, contents, now } = with;
+        let mut passing: Option<(Gfn, Gfn)> = None;
         self.stats.run();
-        release(
+        let at_end = release(
+            turn,
+            patience,
             // Devices may be assigned at any time, and pin the memory then.
             || (!vm.has_assigned_devices()).then(|| vm.memslots()),
             frames,
             self.mode,
-            contents,
+            *contents,
             |part, verdict| {
                 self.stats.judged(part.pages(), verdict);
-                // Userfaultfd and pins come and go.
-                if matches!(verdict, Verdict::Userfault | Verdict::Pinned) {
+                // What passes sooner is declined, and reported again by itself.
+                if verdict == Verdict::Pinned {
                     self.again.kept();
                 }
                 match verdict {
-                    Verdict::Merged => self.map.merged(part, now),
+                    Verdict::Merged => self.map.merged(part, *now),
                     _ => self.map.set(part, PageState::Unknown),
                 }
+                if verdict.is_passing() {
+                    let first = passing.map_or(part.start(), |(first, _)| first);
+                    passing = Some((first, part.end()));
+                }
             },
-        )
+        );
+        if let Some((first, end)) = passing {
+            // Parts come in ascending order. What lies between two of these is reported again as well.
+            for request in taken {
+                let Request { frames, status, .. } = request;
+                if frames.start() < end && first < frames.end() && status.is_ok() {
+                    *status = CallError::Busy.into();
+                }
+            }
+        }
+        at_end
     }
+}
+
+/// Lets go of a VM for whose requests somebody waits still, who has it as well: afterwards this could be the last
+/// reference. Destroying a VM waits for a thread of KVM's that belongs to the VMM, which a user may have stopped.
+fn drop_early(vm: Option<VmRef>) {
+    drop(vm);
+}
+
+/// What the worker has for a batch.
+struct With<'a> {
+    turn: &'a mut Turn,
+    patience: Patience,
+    vm: &'a Vm,
+    /// What the guest relies on finding there afterwards.
+    contents: Contents,
+    /// When it began.
+    now: u32,
 }
 
 /// What can be said of a request before anything is released.
@@ -275,7 +311,7 @@ impl Job for Merger {
         !self.requests.lock().list.is_empty()
     }
 
-    fn work(&self) {
+    fn work(&self, turn: &mut Turn) {
         let mut batch = self.batch.lock();
         let Batch { taken, runs } = &mut *batch;
         let vm = {
@@ -287,11 +323,12 @@ impl Job for Merger {
         self.choose(&vm, taken, runs);
         let kept = if runs.len() > 1 { coalesce(runs) } else { runs.len() };
         self.note(&vm, &runs[..kept]);
-        let now = self.now();
         // Runs have parts of several requests: what one of them relies on goes for all.
         let any = taken.iter().all(|request| request.contents == Contents::Any);
         let contents = if any { Contents::Any } else { Contents::Zeroes };
-        if !runs[..kept].iter().all(|frames| self.release(&vm, *frames, contents, now)) {
+        let mut with =
+            With { turn: &mut *turn, patience: Patience::new(), vm: &vm, contents, now: self.now() };
+        if !runs[..kept].iter().all(|frames| self.release(&mut with, taken, *frames)) {
             // Some of it is as it was. The guest is to report all of it again.
             for frames in &runs[..kept] {
                 self.map.set(*frames, PageState::Unknown);
@@ -301,16 +338,14 @@ impl Job for Merger {
             }
         }
         runs.clear();
+        drop_early(Some(vm));
         // Only now may the guest use any of them again (DESIGN.md rule 1).
-        // The last first: each ring moves on in one step.
+        // The last first: each ring moves on in one step. Inside, the guest sees it at once.
         let last_first = core::iter::from_fn(|| taken.pop());
+        let inside = turn.enter();
         complete_all(last_first.map(|request| (request.token, request.status)));
-        drop(vm);
+        drop(inside);
         self.pace.worked();
-    }
-
-    fn killed(&self) {
-        self.close();
     }
 }
 

@@ -48,7 +48,7 @@ impl Operation for FreePages {
     fn attach(&self, vm: &Vm) -> Result<Arc<Context>> {
         let merger = Merger::new(self.policy)?;
         // First what may fail for want of threads, last what others notice.
-        let worker = Worker::start(merger.clone())?;
+        let worker = Worker::start(vm, merger.clone())?;
         let directory = self.directory.add(vm, &merger)?;
         let watching = self.faults.watch(vm, merger)?;
         let context = Context { worker, _watching: watching, _directory: directory };

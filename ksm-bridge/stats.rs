@@ -9,7 +9,7 @@ use kernel::{
 use kvm_merge::Verdict;
 
 /// In the order of their numbers.
-const VERDICTS: [(Verdict, &str); 11] = [
+const VERDICTS: [(Verdict, &str); 12] = [
     (Verdict::Merged, "merged_pages"),
     (Verdict::NoMemslot, "skipped_memslot"),
     (Verdict::ReadOnly, "skipped_readonly"),
@@ -21,6 +21,7 @@ const VERDICTS: [(Verdict, &str); 11] = [
     (Verdict::Pinned, "skipped_pinned"),
     (Verdict::Partial, "skipped_partial"),
     (Verdict::File, "skipped_file"),
+    (Verdict::Busy, "skipped_busy"),
 ];
 
 const _: () = {

@@ -5,7 +5,7 @@
 //! It adds up the numbers that guests send, for each VM on its own. That is nothing one needs a host for:
 //! what there is to see is how a call can end, what is kept for a VM, and how the module goes while calls
 //! are under way. `dlh_sample_c.c` is the same in C; here calls that end later are completed by a thread
-//! of the VMM, which has its address space, its cgroups and its end, instead of a workqueue.
+//! of the VM's own, which has the VMM's address space for that, instead of a workqueue.
 //!
 //! ```text
 //! make samples KDIR=/path/to/kernel/build        (or make samples-env)
@@ -44,7 +44,7 @@ use kernel::{
 };
 use kvm_ops::{Operation, Outcome, Registration, Token};
 use kvm_vm::Vm;
-use kvm_worker::{Job, Worker};
+use kvm_worker::{Job, Turn, Worker};
 
 /// A vCPU does not return to its VMM, and a VM does not end, before its calls have ended: keep this short. (Here it is
 /// long, for tests on slow machines.)
@@ -123,7 +123,7 @@ impl Operation for Accumulator {
         let name = CString::try_from_fmt(fmt!("{}-{}", current!().tgid(), serial))?;
         let stats = self.dir.subdir(&name)?.text(c"stats", Stats(account.clone()))?;
         // Now, since here is a thread of the VMM.
-        let worker = Worker::start(account)?;
+        let worker = Worker::start(vm, account)?;
         Ok(Arc::new(Context { worker, _stats: stats }, GFP_KERNEL_ACCOUNT)?)
     }
 
@@ -284,12 +284,12 @@ impl Job for Account {
     }
 
     /// Completes one call, or waits for the first to be due; called again while there are any.
-    fn work(&self) {
+    fn work(&self, turn: &mut Turn) {
         let mut books = self.books.lock();
         let waits = books.late.iter().enumerate().map(|(index, call)| (call.remaining(), index));
         let Some((remaining, index)) = waits.min() else { return };
         if remaining > 0 {
-            // Whatever ends the wait, a signal too, is for the next look.
+            // Whatever ends the wait, being stopped too, is for the next look.
             let _ =
                 self.changed.wait_interruptible_timeout(&mut books, msecs_to_jiffies(remaining));
             return;
@@ -297,11 +297,9 @@ impl Job for Account {
         let Ok(call) = books.late.remove(index) else { return };
         books.add(call.number);
         drop(books);
+        // In the VMM's address space, so that the guest sees it at once.
+        let inside = turn.enter();
         call.token.complete(Status::OK);
-    }
-
-    /// The VMM is being killed.
-    fn killed(&self) {
-        self.close();
+        drop(inside);
     }
 }

@@ -22,7 +22,6 @@ struct page_reporting_dev_info;
 struct scatterlist;
 struct task_struct;
 struct tracepoint;
-struct vhost_task;
 struct vm_area_struct;
 
 /* helpers/kvm.c: struct kvm and struct kvm_vcpu. */
@@ -183,26 +182,40 @@ enum dlh_vma {
 	DLH_VMA_LOCKED,
 	DLH_VMA_UFFD,
 };
+struct mm_struct *dlh_mmap_trylock(void);
+void dlh_mmap_unlock(struct mm_struct *mm);
+struct vm_area_struct *dlh_vma_lookup(struct mm_struct *mm, unsigned long address);
+unsigned long dlh_vma_end(const struct vm_area_struct *vma);
 enum dlh_vma dlh_vma_judge(struct vm_area_struct *vma);
 unsigned long dlh_unmapped_bytes(struct mm_struct *mm, unsigned long address);
 bool dlh_mm_has_pinned(struct mm_struct *mm);
 unsigned long dlh_vma_page_bytes(const struct vm_area_struct *vma);
+void dlh_vma_zap(struct vm_area_struct *vma, unsigned long start, unsigned long bytes);
 unsigned long dlh_pinned_front(struct mm_struct *mm, unsigned long start, unsigned long bytes,
 			       unsigned long page_bytes, bool *pinned);
 void dlh_map_zero_page(unsigned long start, unsigned long bytes);
 struct file *dlh_vma_file(const struct vm_area_struct *vma, unsigned long address, u64 *offset);
+bool dlh_file_is_shmem(const struct file *file);
+struct file *dlh_file_get(struct file *file);
 void dlh_file_put(struct file *file);
 unsigned long dlh_file_zero_bytes(struct file *file, u64 offset, unsigned long bytes);
 unsigned long dlh_file_loose_bytes(struct file *file, u64 offset, unsigned long bytes, bool *locked);
+int dlh_shmem_punch(struct file *file, u64 offset, unsigned long bytes);
+bool dlh_file_is_busy(struct file *file);
 int dlh_file_punch(struct file *file, u64 offset, unsigned long bytes);
 u64 dlh_vma_in_shared_file(const struct vm_area_struct *vma, unsigned long address, u64 pages);
 
-/* helpers/worker.c: a thread of the VMM. */
-struct vhost_task *dlh_worker_create(bool (*work)(void *), void (*killed)(void *), void *data);
-void dlh_worker_start(struct vhost_task *task);
-void dlh_worker_running(void);
-void dlh_worker_wake(struct vhost_task *task);
-void dlh_worker_stop(struct vhost_task *task);
+/* helpers/worker.c: a thread that works for one VM. */
+#define DLH_WORKER_NAP_US 1000U
+struct dlh_worker;
+struct dlh_worker *dlh_worker_start(struct kvm *kvm, bool (*is_due)(void *data),
+				    void (*work)(void *data, struct dlh_worker *worker), void *data);
+void dlh_worker_wake(struct dlh_worker *worker);
+void dlh_worker_stop(struct dlh_worker *worker);
+bool dlh_worker_may_go_on(struct dlh_worker *worker);
+bool dlh_worker_enter(struct dlh_worker *worker);
+void dlh_worker_leave(struct dlh_worker *worker);
+void dlh_worker_nap(void);
 u64 dlh_worker_cpu_ns(void);
 
 /* helpers/guest.c: what the guest's driver needs. */

@@ -1,14 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Releasing guest pages to the shared zero page, on a thread of the VMM.
+//! Releasing guest pages to the shared zero page, on a worker that has the VMM's address space meanwhile.
 //!
-//! One way through: memslots ([`release()`]) -> VMAs and their kind ([`vma`]) -> what each kind needs, of
-//! which files need the most ([`file`]). Beside it: what is there again ([`resident`]).
+//! One way through: memslots ([`release()`]) -> VMAs ([`mmap`]) and their kind ([`vma`]) -> what each kind needs,
+//! of which files need the most ([`file`]). Beside it: what is there again ([`resident`]).
 
 mod file;
+mod mmap;
 mod release;
 mod resident;
 mod vma;
 
-pub use release::{release, Mode, Verdict};
+pub use release::{release, Mode, Patience, Verdict};
 pub use resident::in_shared_file;

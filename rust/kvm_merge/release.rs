@@ -7,10 +7,13 @@
 //! shared zero page: a merge into it, done when it is looked at.
 
 use dlh_abi::{Contents, Gfn, GfnRange};
-use kernel::{current, mm::MmWithUser};
 use kvm_vm::{Memslots, SlotError, Span};
+use kvm_worker::{Inside, Turn};
 
-use crate::vma::{self, Step};
+use crate::{
+    file::Hole,
+    vma::{self, Front, Step},
+};
 
 /// Pages released under one hold of the mmap lock and of the memslots: 32 MiB, unless a page is larger.
 const CHUNK_PAGES: u64 = 8192;
@@ -42,6 +45,41 @@ pub enum Verdict {
     /// Kept: a private mapping, and the file behind it has something there, which would be seen then; the guest
     /// relies on not finding it.
     File,
+    /// Kept: others had locks that are not waited for.
+    Busy,
+}
+
+impl Verdict {
+    /// Whether the pages were kept for what passes, so that it is worth while to report them again. Pins are no such
+    /// thing: those of a device model or of an io_uring stay as long as the VM.
+    pub fn is_passing(self) -> bool {
+        matches!(self, Self::Busy | Self::Userfault)
+    }
+}
+
+/// How often others' locks are still waited for, a millisecond each time.
+pub struct Patience(u32);
+
+impl Patience {
+    /// Enough for whoever changes a mapping or a file and goes on, for all that is released at a time: whatever
+    /// others do, they add a tenth of a second to that.
+    pub fn new() -> Self {
+        Self(100)
+    }
+
+    /// Waits, if there is any left.
+    fn wait(&mut self, turn: &mut Turn) -> bool {
+        let Some(left) = self.0.checked_sub(1) else { return false };
+        self.0 = left;
+        turn.nap();
+        true
+    }
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 /// When the zero page is mapped into the VMM.
@@ -64,16 +102,19 @@ impl From<SlotError> for Verdict {
 }
 
 /// Releases what may be released of `frames`, and says of each part what became of it. Returns whether it has
-/// come to the end: not if a signal is pending, as when the VMM is killed or is to be frozen, or if `lock` has had
-/// it stop. The guest must not be using them; `contents` is what it relies on finding there afterwards.
+/// come to the end: not if the worker is being stopped, if the VMM has ended, or if `lock` has had it stop. The guest
+/// must not be using them; `contents` is what it relies on finding there afterwards.
 ///
 /// `lock` locks the memslots; they are let go of from time to time, so that changing them never waits
 /// for much more than [`CHUNK_PAGES`].
 ///
 /// # Context
 ///
-/// A thread of the VMM; may sleep; takes the mmap lock for reading, and locks of files.
+/// A worker; may sleep. Takes the mmap lock for reading, and locks of files, all without waiting for them, but for the
+/// hole in a file of hugetlbfs.
 pub fn release<'a>(
+    turn: &mut Turn,
+    patience: &mut Patience,
     lock: impl Fn() -> Option<Memslots<'a>>,
     frames: GfnRange,
     mode: Mode,
@@ -82,65 +123,91 @@ pub fn release<'a>(
 ) -> bool {
     let mut next = frames.start();
     while next < frames.end() {
-        if current!().signal_pending() {
-            return false;
-        }
         // Never fails: what is left of a valid range is valid.
         let Ok(rest) = GfnRange::new(next, frames.end().0 - next.0) else { return false };
-        let Some(slots) = lock() else { return false };
-        let done = release_chunk(&slots, rest, (mode, contents), &mut tell);
+        if !turn.may_go_on() {
+            return false;
+        }
+        let Chunk { done, last } = {
+            let Some(inside) = turn.enter() else { return false };
+            let Some(slots) = lock() else { return false };
+            release_chunk(&inside, &slots, rest, (mode, contents), &mut tell)
+        };
         next = Gfn(next.0 + done);
+        let last = match last {
+            Last::Told => continue,
+            Last::Busy(pages) => Step { pages, verdict: Verdict::Busy },
+            // Nothing is held here.
+            Last::Hole(hole) => hole.punch(),
+        };
+        if last.verdict == Verdict::Busy && patience.wait(turn) {
+            continue;
+        }
+        if let Ok(part) = GfnRange::new(next, last.pages) {
+            tell(part, last.verdict);
+        }
+        next = Gfn(next.0 + last.pages);
     }
     true
 }
 
-/// Deals with the front of `rest`; returns how many pages that were, at least one.
+/// What became of the front of a range.
+struct Chunk {
+    /// How many pages have been dealt with, and told of.
+    done: u64,
+    /// What comes after them.
+    last: Last,
+}
+
+/// Why a chunk ends.
+enum Last {
+    /// It is large enough, or its memslot is at its end.
+    Told,
+    /// Others have the locks that so many pages need.
+    Busy(u64),
+    /// To be done with nothing held.
+    Hole(Hole),
+}
+
+/// Deals with the front of `rest`: at least one page, or what there is to be done then.
 fn release_chunk(
+    inside: &Inside<'_>,
     slots: &Memslots<'_>,
     rest: GfnRange,
     how: (Mode, Contents),
     tell: &mut impl FnMut(GfnRange, Verdict),
-) -> u64 {
-    let span = match slots.translate(rest) {
-        Ok(span) if slots.vm().is_current() => span,
-        Ok(span) => {
-            tell(span.frames, Verdict::NoMemslot);
-            return span.frames.pages();
-        }
+) -> Chunk {
+    let (frames, verdict) = match slots.translate(rest) {
+        Ok(span) if slots.vm().is_current() => return release_span(inside, span, how, tell),
+        Ok(span) => (span.frames, Verdict::NoMemslot),
         // The slot has changed since the pages were reported.
-        Err(e) => {
-            tell(rest, e.into());
-            return rest.pages();
-        }
+        Err(e) => (rest, e.into()),
     };
-    match current!().mm() {
-        Some(mm) => release_span(mm, span, how, tell),
-        None => {
-            tell(span.frames, Verdict::NoMemslot);
-            span.frames.pages()
-        }
-    }
+    tell(frames, verdict);
+    Chunk { done: frames.pages(), last: Last::Told }
 }
 
-/// Deals with about [`CHUNK_PAGES`] of `span`; returns how many.
+/// Deals with about [`CHUNK_PAGES`] of `span`.
 fn release_span(
-    mm: &MmWithUser,
+    inside: &Inside<'_>,
     span: Span,
     how: (Mode, Contents),
     tell: &mut impl FnMut(GfnRange, Verdict),
-) -> u64 {
+) -> Chunk {
     let mut done = 0;
     while done < span.frames.pages().min(CHUNK_PAGES) {
-        let step = vma::release_front(mm, span, done, CHUNK_PAGES, how);
-        let Step { pages, verdict } = match step {
-            // The file's locks are outside the mmap lock, which is not held any more.
-            vma::Front::File(piece) => piece.punch(),
-            vma::Front::Done(step) => step,
-        };
+        let Step { pages, verdict } =
+            match vma::release_front(inside, span, done, CHUNK_PAGES, how) {
+                Front::Done(Step { pages, verdict: Verdict::Busy }) => {
+                    return Chunk { done, last: Last::Busy(pages) }
+                }
+                Front::Done(step) => step,
+                Front::Hole(hole) => return Chunk { done, last: Last::Hole(hole) },
+            };
         if let Ok(part) = GfnRange::new(Gfn(span.frames.start().0 + done), pages) {
             tell(part, verdict);
         }
         done += pages;
     }
-    done
+    Chunk { done, last: Last::Told }
 }

@@ -4,11 +4,12 @@
 
 use dlh_abi::{Contents, PAGE_SIZE};
 use dlh_bindings as bindings;
-use kernel::mm::{virt::VmaRef, MmWithUser};
 use kvm_vm::{Hva, Span};
+use kvm_worker::Inside;
 
 use crate::{
-    file::{File, Piece},
+    file::{Hole, Place},
+    mmap::{Mmap, Vma},
     Mode, Verdict,
 };
 
@@ -23,8 +24,8 @@ pub(crate) struct Step {
 pub(crate) enum Front {
     /// Nothing any more.
     Done(Step),
-    /// They may be taken out of a file, without the mmap lock.
-    File(Piece),
+    /// They may be taken out of a file, with nothing held.
+    Hole(Hole),
 }
 
 /// The largest multiple of `size` that is not above `value`. (Not a division: what it panics with is more
@@ -38,28 +39,28 @@ fn step(pages: u64, verdict: Verdict) -> Front {
 }
 
 /// Deals with the front of what is left of `span` after `done` pages, with at most `most` pages of it or one
-/// huge page. `mm` is the current one; its mmap lock is taken meanwhile. With [`Contents::Any`] private copies of a file's
-/// pages go, whatever the file holds.
+/// huge page. The addresses are those of the current address space; its mmap lock is taken meanwhile. With
+/// [`Contents::Any`] private copies of a file's pages go, whatever the file holds.
 pub(crate) fn release_front(
-    mm: &MmWithUser,
+    inside: &Inside<'_>,
     span: Span,
     done: u64,
     most: u64,
     (mode, contents): (Mode, Contents),
 ) -> Front {
-    let mmap = mm.mmap_read_lock();
+    let rest = span.frames.pages() - done;
+    let Some(mmap) = Mmap::try_lock(inside) else {
+        return step(rest.min(most), Verdict::Busy);
+    };
     let Hva(base) = span.hva;
     let address = base + (done * PAGE_SIZE) as usize;
-    let rest = span.frames.pages() - done;
-    let Some(vma) = mmap.vma_lookup(address) else {
+    let Some(vma) = mmap.lookup(address) else {
         // Nothing is mapped there, so there is nothing to release.
-        // SAFETY: The lock is held.
-        let bytes = unsafe { bindings::dlh_unmapped_bytes(mm.as_raw().cast(), address) };
-        return step(rest.min((bytes as u64).div_ceil(PAGE_SIZE)).max(1), Verdict::NoMemslot);
+        let bytes = mmap.unmapped_bytes(address) as u64;
+        return step(rest.min(bytes.div_ceil(PAGE_SIZE)).max(1), Verdict::NoMemslot);
     };
     let here = rest.min((vma.end() - address) as u64 / PAGE_SIZE);
-    // SAFETY: A `VmaRef` exists only while its mmap lock is held.
-    let kind = unsafe { bindings::dlh_vma_judge(vma.as_ptr().cast()) };
+    let kind = vma.judge();
     let kept = match kind {
         bindings::dlh_vma_DLH_VMA_ANONYMOUS
         | bindings::dlh_vma_DLH_VMA_SHARED_FILE
@@ -74,8 +75,7 @@ pub(crate) fn release_front(
         return step(here, verdict);
     }
 
-    // SAFETY: As above.
-    let page = unsafe { bindings::dlh_vma_page_bytes(vma.as_ptr().cast()) } as u64 / PAGE_SIZE;
+    let page = vma.page_bytes() / PAGE_SIZE;
     // A huge page is released whole, or not at all.
     let frame = address as u64 / PAGE_SIZE;
     let before = frame - round_down(frame, page);
@@ -84,54 +84,48 @@ pub(crate) fn release_front(
     }
     let pages = round_down(here.min(most.max(page)), page);
     match kind {
-        bindings::dlh_vma_DLH_VMA_SHARED_FILE => Front::File(Piece {
-            file: File::of(vma, address),
-            bytes: pages * PAGE_SIZE,
-            page_bytes: page * PAGE_SIZE,
-        }),
+        bindings::dlh_vma_DLH_VMA_SHARED_FILE => {
+            let place = Place::of(&vma, address);
+            if place.is_shmem() {
+                Front::Done(place.punch(pages * PAGE_SIZE))
+            } else {
+                Front::Hole(place.hole(pages * PAGE_SIZE, page * PAGE_SIZE))
+            }
+        }
         // Whatever the file holds may be seen then.
         bindings::dlh_vma_DLH_VMA_PRIVATE_FILE | bindings::dlh_vma_DLH_VMA_PRIVATE_OTHER
             if contents == Contents::Any =>
         {
-            zap(mm, vma, address, pages, page)
+            Front::Done(zap(&vma, address, pages, page))
         }
         bindings::dlh_vma_DLH_VMA_PRIVATE_FILE => {
             // The file may be others' as well: it is only looked at.
-            let zeroes = File::of(vma, address).zeroes(pages * PAGE_SIZE);
+            let zeroes = Place::of(&vma, address).zeroes(pages * PAGE_SIZE);
             let pages = round_down(zeroes / PAGE_SIZE, page);
             if pages == 0 {
                 // What is in the file would be seen; and it may be others' as well.
                 return step(page, Verdict::File);
             }
-            zap(mm, vma, address, pages, page)
+            Front::Done(zap(&vma, address, pages, page))
         }
         _ => {
-            let front = zap(mm, vma, address, pages, page);
-            if let (Mode::Share, Front::Done(Step { pages, verdict: Verdict::Merged })) =
-                (mode, &front)
-            {
-                // SAFETY: The range lies in a VMA of `current->mm`, whose lock is held.
-                unsafe { bindings::dlh_map_zero_page(address, (pages * PAGE_SIZE) as usize) };
+            let zapped = zap(&vma, address, pages, page);
+            if mode == Mode::Share && zapped.verdict == Verdict::Merged {
+                vma.map_zero_page(address, (zapped.pages * PAGE_SIZE) as usize);
             }
-            front
+            Front::Done(zapped)
         }
     }
 }
 
 /// Takes the front of `pages` pages out of the page tables, up to the first that is pinned.
-fn zap(mm: &MmWithUser, vma: &VmaRef, address: usize, pages: u64, page: u64) -> Front {
-    let mut bytes = (pages * PAGE_SIZE) as usize;
-    // SAFETY: The mm is alive.
-    if unsafe { bindings::dlh_mm_has_pinned(mm.as_raw().cast()) } {
-        let page_bytes = (page * PAGE_SIZE) as usize;
-        let raw = mm.as_raw().cast();
-        let mut pinned = false;
-        // SAFETY: The range lies in a readable VMA of this mm, whose lock is held.
-        bytes = unsafe { bindings::dlh_pinned_front(raw, address, bytes, page_bytes, &mut pinned) };
-        if pinned {
-            return step(bytes as u64 / PAGE_SIZE, Verdict::Pinned);
-        }
+fn zap(vma: &Vma<'_>, address: usize, pages: u64, page: u64) -> Step {
+    let [bytes, page_bytes] = [pages, page].map(|pages| (pages * PAGE_SIZE) as usize);
+    let (bytes, pinned) = vma.pinned_front(address, bytes, page_bytes);
+    let pages = bytes as u64 / PAGE_SIZE;
+    if pinned {
+        return Step { pages, verdict: Verdict::Pinned };
     }
-    vma.zap_vma_range(address, bytes);
-    step(bytes as u64 / PAGE_SIZE, Verdict::Merged)
+    vma.zap(address, bytes);
+    Step { pages, verdict: Verdict::Merged }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /* What may be released of a VMM's memory, and how. */
 
+#include <linux/cred.h>
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/falloc.h>
@@ -14,6 +15,33 @@
 #include <linux/xarray.h>
 
 #include "../helpers.h"
+
+/*
+ * The address space of the current thread, whose mmap lock is taken for reading; or NULL if others have it. It is not
+ * waited for: it may be held as long as a file system in user space likes.
+ */
+struct mm_struct *dlh_mmap_trylock(void)
+{
+	struct mm_struct *mm = current->mm;
+
+	return mm && mmap_read_trylock(mm) ? mm : NULL;
+}
+
+void dlh_mmap_unlock(struct mm_struct *mm)
+{
+	mmap_read_unlock(mm);
+}
+
+/* The caller holds the mmap lock. */
+struct vm_area_struct *dlh_vma_lookup(struct mm_struct *mm, unsigned long address)
+{
+	return vma_lookup(mm, address);
+}
+
+unsigned long dlh_vma_end(const struct vm_area_struct *vma)
+{
+	return vma->vm_end;
+}
 
 static enum dlh_vma vma_kind(const struct vm_area_struct *vma)
 {
@@ -63,6 +91,12 @@ unsigned long dlh_unmapped_bytes(struct mm_struct *mm, unsigned long address)
 	const struct vm_area_struct *vma = find_vma(mm, address);
 
 	return (vma ? vma->vm_start : TASK_SIZE_MAX) - address;
+}
+
+/* Takes a part of a VMA out of the page tables. The caller holds the mmap lock. */
+void dlh_vma_zap(struct vm_area_struct *vma, unsigned long start, unsigned long bytes)
+{
+	zap_vma_range(vma, start, bytes);
 }
 
 /* Set by the first pin in this mm and never cleared: without it no page of it is pinned. */
@@ -176,20 +210,28 @@ void dlh_map_zero_page(unsigned long start, unsigned long bytes)
 	}
 }
 
-/* The file behind a VMA, with a count, and where in it address lies. The caller holds the mmap lock. */
+/* The file behind a VMA, and where in it address lies. The caller holds the mmap lock. */
 struct file *dlh_vma_file(const struct vm_area_struct *vma, unsigned long address, u64 *offset)
 {
 	*offset = address - vma->vm_start + ((u64)vma->vm_pgoff << PAGE_SHIFT);
-	return get_file(vma->vm_file);
+	return vma->vm_file;
 }
 
-/*
- * May sleep, and with the mmap lock held must not be the last: then a VMA has a count. Not fput(), which
- * leaves the last one to a return to user space that a worker never makes.
- */
+/* Of those that the above returns: shmem, or else hugetlbfs. */
+bool dlh_file_is_shmem(const struct file *file)
+{
+	return shmem_mapping(file->f_mapping);
+}
+
+struct file *dlh_file_get(struct file *file)
+{
+	return get_file(file);
+}
+
+/* Any context. If it is the last, the rest is done by the kernel's own worker for that. */
 void dlh_file_put(struct file *file)
 {
-	__fput_sync(file);
+	fput(file);
 }
 
 /* Whether a page of a file holds zeroes. What is larger than shmem's pages is not looked into. */
@@ -292,12 +334,73 @@ unsigned long dlh_file_loose_bytes(struct file *file, u64 offset, unsigned long 
 }
 
 /*
- * Makes a hole in a file. May sleep; the caller must not hold the mmap lock, which is taken inside the
- * lock of an inode. -EBADF: not open for writing; -EPERM: sealed.
+ * Makes a hole in a file of shmem, for all who map it, as vfs_fallocate() does, but for the wait: who has the lock of
+ * the inode may be writing to the file what a user's page fault handler does not deliver. The caller may hold the
+ * mmap lock, since nothing that is outside of it is waited for. -EAGAIN: others have the lock, or freeze the file
+ * system; -EBADF: not open for writing; -EPERM: sealed, or not to be changed.
+ *
+ * Not done is what keeps faults in the hole off while it is made: that is for those who loop for as long as pages come
+ * back, as this did once (shmem_fault() in mm/shmem.c). Security modules are not asked, and those who watch the file not
+ * told: the guest could as well write zeroes.
+ */
+int dlh_shmem_punch(struct file *file, u64 offset, unsigned long bytes)
+{
+	struct address_space *mapping = file->f_mapping;
+	struct inode *inode = mapping->host;
+	struct super_block *sb = inode->i_sb;
+	int result = 0;
+
+	if (!(file->f_mode & FMODE_WRITE))
+		return -EBADF;
+	if (inode != file_inode(file) || !file->f_op->fallocate || IS_APPEND(inode) ||
+	    IS_IMMUTABLE(inode) || IS_SWAPFILE(inode))
+		return -EPERM;
+	if (!sb_start_write_trylock(sb))
+		return -EAGAIN;
+	if (!inode_trylock(inode)) {
+		sb_end_write(sb);
+		return -EAGAIN;
+	}
+	if ((SHMEM_I(inode)->seals & (F_SEAL_WRITE | F_SEAL_FUTURE_WRITE)) ||
+	    (SHMEM_I(inode)->flags & SHMEM_F_MAPPING_FROZEN)) {
+		result = -EPERM;
+	} else {
+		unmap_mapping_range(mapping, offset, bytes, 0);
+		shmem_truncate_range(inode, offset, offset + bytes - 1);
+	}
+	inode_unlock(inode);
+	sb_end_write(sb);
+	return result;
+}
+
+/*
+ * Whether somebody has the lock of a file's inode, or the file system is being frozen: at this moment, no more is said.
+ */
+bool dlh_file_is_busy(struct file *file)
+{
+	struct inode *inode = file_inode(file);
+
+	if (!sb_start_write_trylock(inode->i_sb))
+		return true;
+	sb_end_write(inode->i_sb);
+	if (!inode_trylock(inode))
+		return true;
+	inode_unlock(inode);
+	return false;
+}
+
+/*
+ * Makes a hole in a file, as whoever opened it. Waits for the lock of the inode; the caller must hold nothing that
+ * others need. -EBADF: not open for writing; -EPERM: sealed.
  */
 int dlh_file_punch(struct file *file, u64 offset, unsigned long bytes)
 {
-	return vfs_fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, bytes);
+	const int mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+	int result = -EPERM;
+
+	scoped_with_creds(file->f_cred)
+		result = vfs_fallocate(file, mode, offset, bytes);
+	return result;
 }
 
 /*

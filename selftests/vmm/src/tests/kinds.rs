@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 use dlh_abi::Error;
 
 use super::reporting::{
-    check_fell, check_refused, check_skipped, pattern, rss_anon, with_bridge, Entry, Setup, MIB,
-    PAGE_BYTES, PLACE,
+    check_fell, check_postponed, check_refused, check_skipped, pattern, rss_anon, with_bridge,
+    Entry, Setup, MIB, PAGE_BYTES, PLACE,
 };
 use crate::ktap::{check, check_eq, failed, Case, CaseResult, Result, Verdict};
 use crate::memory::{Backing, Mapping, FILE_WORD, HUGE_PAGE, PAGE};
@@ -290,7 +290,7 @@ fn userfaultfd() -> CaseResult {
         Err(error) => return Ok(Verdict::Skip(format!("no userfaultfd here: {error}"))),
     };
     let mut setup = setup;
-    check_skipped(&mut setup, "skipped_uffd")?;
+    check_postponed(&mut setup, "skipped_uffd")?;
     drop(armed);
     // Nobody watches the memory any more.
     check_eq!(setup.report(PLACE, MIB as u64)?, 0, "status");
@@ -301,7 +301,7 @@ fn userfaultfd() -> CaseResult {
 fn userfaultfd_memfd() -> CaseResult {
     let mut setup = Setup::new(Mapping::new(Backing::SharedMemfd, MIB)?)?;
     let armed = setup.memory.arm_userfaultfd()?;
-    check_skipped(&mut setup, "skipped_uffd")?;
+    check_postponed(&mut setup, "skipped_uffd")?;
     drop(armed);
     check_eq!(setup.report(PLACE, MIB as u64)?, 0, "status");
     check_eq!(setup.check_reported(0, MIB)?, 256, "pages of zeroes");

@@ -170,13 +170,19 @@ pub(super) fn check_refused(setup: &mut Setup, error: Error, ranges: &[(u64, u64
 
 /// Reports all of the memory, which the host must leave alone and count as such.
 pub(super) fn check_skipped(setup: &mut Setup, counter: &str) -> Result<()> {
+    check_kept_as(setup, counter, &[0, -(Error::Memory as i32)])
+}
+
+/// The same, of memory that is better reported again.
+pub(super) fn check_postponed(setup: &mut Setup, counter: &str) -> Result<()> {
+    check_kept_as(setup, counter, &[-(Error::Busy as i32)])
+}
+
+fn check_kept_as(setup: &mut Setup, counter: &str, allowed: &[i32]) -> Result<()> {
     let before = setup.vm.bridge_stats()?;
     let len = setup.memory.len();
     let status = setup.report(PLACE, len as u64)?;
-    check!(
-        [0, -(Error::Memory as i32)].contains(&status),
-        "status {status} of memory that is skipped"
-    );
+    check!(allowed.contains(&status), "status {status} of memory that is skipped");
     let after = setup.vm.bridge_stats()?;
     let pages = (len / PAGE) as u64;
     check_eq!(after.since(&before, counter)?, pages, "{counter}");
