@@ -14,6 +14,9 @@ use kernel::{
 };
 use kvm_vm::{Hva, Memslots, Span};
 
+/// Pages whose states are changed under one hold of the lock.
+const AT_ONCE: u64 = 1 << 18;
+
 /// What is known of one memslot.
 pub(crate) struct Region {
     slot: Span,
@@ -175,7 +178,8 @@ impl Map {
         {
             let mut regions = self.regions.lock();
             let first = regions.first_at(frames);
-            if regions.list.get(first).is_some_and(|region| region.holds(frames)) {
+            let known = regions.list.get(first).is_some_and(|region| region.holds(frames));
+            if known && frames.pages() <= AT_ONCE {
                 // Mostly there is room already.
                 regions.set_from(first, frames, PageState::Reported, None);
                 return Ok(());
@@ -229,11 +233,9 @@ impl Map {
 
     /// Sets the state of `frames`, where there is room. Any context that may take spin locks.
     pub(crate) fn set(&self, frames: GfnRange, state: PageState) {
-        /// States changed under one hold of the lock.
-        const MOST: u64 = 1 << 18;
         let mut next = frames.start();
         while next < frames.end() {
-            let pages = MOST.min(frames.end().0 - next.0);
+            let pages = AT_ONCE.min(frames.end().0 - next.0);
             let Ok(part) = GfnRange::new(next, pages) else { return };
             self.regions.lock().set(part, state);
             next = part.end();

@@ -20,6 +20,9 @@ use crate::{again::Again, map::Map, refilled::Refilled, stats::Stats};
 
 /// Requests that may wait; more are declined, and the guest tries again later.
 const MOST_WAITING: usize = 256;
+/// Pages of them together: 1 GiB, as many as Linux guests lend in eight reports. So much is taken on at once, and
+/// whoever waits for a request waits for no more than twice that. A larger request is accepted only when there is no other.
+const MOST_PAGES: u64 = 1 << 18;
 
 /// Pages somebody waits for.
 struct Request {
@@ -34,10 +37,11 @@ struct Request {
 ///
 /// # Invariants
 ///
-/// `list` never grows beyond the capacity it was made with; none is added once `closed`. `vm` is `Some` while
-/// there are any.
+/// `list` never grows beyond the capacity it was made with, and has `pages` pages; none is added once `closed`. `vm` is
+/// `Some` while there are any.
 struct Requests {
     list: KVec<Request>,
+    pages: u64,
     /// Keeps the VM until its worker has looked.
     vm: Option<VmRef>,
     closed: bool,
@@ -94,7 +98,7 @@ impl Merger {
                 again: Again::new(),
                 refilled: Refilled::new(),
                 map <- Map::new(),
-                requests <- new_spinlock!(Requests { list, vm: None, closed: false }),
+                requests <- new_spinlock!(Requests { list, pages: 0, vm: None, closed: false }),
                 batch <- new_mutex!(Batch { taken, runs }),
             }),
             GFP_KERNEL_ACCOUNT,
@@ -142,16 +146,23 @@ impl Merger {
         if requests.vm.is_none() {
             return Err((token, CallError::Gone));
         }
+        // Never overflows: a range has less than 2^52 pages, and all but the first less than the bound.
+        let pages = requests.pages + frames.pages();
         let request = Request { frames, contents, token, status: Status::OK };
-        match requests.list.push_within_capacity(request) {
-            Ok(()) => {
+        let left_over = if first || pages <= MOST_PAGES {
+            requests.list.push_within_capacity(request).err().map(|full| full.0)
+        } else {
+            Some(request)
+        };
+        match left_over {
+            None => {
+                requests.pages = pages;
                 // Those after the first are found by whom it has woken.
                 Ok(first)
             }
-            Err(full) => {
+            Some(Request { token, .. }) => {
                 drop(requests);
                 self.stats.busy();
-                let Request { token, .. } = full.0;
                 Err((token, CallError::Busy))
             }
         }
@@ -317,6 +328,7 @@ impl Job for Merger {
         let vm = {
             let mut requests = self.requests.lock();
             core::mem::swap(&mut requests.list, taken);
+            requests.pages = 0;
             requests.vm.take()
         };
         let Some(vm) = vm else { return };
