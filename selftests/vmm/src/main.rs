@@ -21,6 +21,7 @@ mod thread;
 mod vcpu;
 mod vm;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -92,6 +93,9 @@ enum Command {
     Flood { op: u16, arg0: u64, arg1: u64 },
     /// Have a thread of a VMM wait until it is killed; the tests do that.
     Wait { how: tests::waits::Wait },
+    /// Make a VM, with the memory of this file if one is given, and do what standard input says, a word a line; the
+    /// tests do that.
+    Obey { memory: Option<PathBuf> },
     /// Lend a VM to whoever holds the other end of standard input; the scale test does that.
     Lend,
     /// Make VMs and let them go, one after the other, and say how many; the scale test does that.
@@ -129,6 +133,7 @@ fn main() -> ExitCode {
             tests::races::flood_forever(&Call { op: Operation(op), arg: [arg0, arg1] })
         }
         Command::Wait { how } => tests::waits::wait_for_ever(how),
+        Command::Obey { memory } => tests::puppet::obey(memory),
         Command::Lend => tests::lent::lend(),
         Command::Vms { count, seconds, stock } => tests::scale::come_and_go(count, seconds, stock),
     };

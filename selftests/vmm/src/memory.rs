@@ -21,6 +21,8 @@ pub(crate) const HUGE_PAGE: usize = 2 << 20;
 pub(crate) enum Backing {
     /// Private anonymous memory in small pages.
     Anonymous,
+    /// The same, of which there may be more than the machine has.
+    Sparse,
     /// Private anonymous memory that asks for transparent huge pages.
     TransparentHuge,
     /// A memfd, shared.
@@ -62,6 +64,9 @@ impl Mapping {
             Backing::Anonymous | Backing::TransparentHuge => {
                 (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, None)
             }
+            Backing::Sparse => {
+                (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, None)
+            }
             Backing::Hugetlb { shift, shared } => {
                 let size = (shift << libc::MAP_HUGE_SHIFT) as i32 | libc::MAP_HUGETLB;
                 let flags = if shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
@@ -77,7 +82,7 @@ impl Mapping {
         };
         let mapping = Self::map(len, align, flags, file.map(OwnedFd::from))?;
         match backing {
-            Backing::Anonymous => mapping.advise(libc::MADV_NOHUGEPAGE)?,
+            Backing::Anonymous | Backing::Sparse => mapping.advise(libc::MADV_NOHUGEPAGE)?,
             Backing::TransparentHuge => mapping.advise(libc::MADV_HUGEPAGE)?,
             Backing::SealedMemfd => mapping.seal()?,
             _ => (),
@@ -105,7 +110,8 @@ impl Mapping {
         Ok(File::from(self.file()?.try_clone()?).metadata()?.blocks() * 512)
     }
 
-    fn file(&self) -> io::Result<&OwnedFd> {
+    /// The file behind it.
+    pub(crate) fn file(&self) -> io::Result<&OwnedFd> {
         self.file.as_ref().ok_or_else(|| io::Error::other("there is no file behind the memory"))
     }
 
@@ -218,6 +224,17 @@ impl Mapping {
             word[..chunk.len()].copy_from_slice(chunk);
             self.word(offset + index * 8).store(u64::from_le_bytes(word), Ordering::Relaxed);
         }
+    }
+
+    /// Writes the first page, with one call, to the last page of a file.
+    pub(crate) fn write_to(&self, file: &mut File) -> io::Result<usize> {
+        let offset = file.metadata()?.size() as i64 - PAGE as i64;
+        let source = self.pointer(0, PAGE);
+        // SAFETY: A page of this mapping is read, by the kernel.
+        let written =
+            unsafe { libc::pwrite(file.as_raw_fd(), source.as_ptr().cast(), PAGE, offset) };
+        checked(written as i32)?;
+        Ok(written as usize)
     }
 
     /// Fills a range with words made from their place.

@@ -13,6 +13,7 @@ mod files;
 pub(crate) mod foreign;
 pub(crate) mod free_pages;
 mod guest_memfd;
+mod held;
 pub(crate) mod irqchips;
 mod kinds;
 pub(crate) mod lent;
@@ -21,6 +22,7 @@ pub(crate) mod malformed;
 mod nested;
 mod operations;
 mod private_files;
+pub(crate) mod puppet;
 pub(crate) mod races;
 pub(crate) mod reload;
 mod reporting;
@@ -87,6 +89,8 @@ pub(crate) enum Subject {
     Worker,
     /// What is left when KVM_RUN returns and when things go. Removes the modules at the end.
     Aftermath,
+    /// What users may keep from going on; on one CPU. Removes the modules at the end.
+    Held,
     /// Memory, vCPUs and VMs that go away at the wrong moment.
     Races,
     /// VMs whose hypercalls KVM takes for another hypervisor's.
@@ -141,6 +145,7 @@ impl Subject {
             Subject::PrivateFiles { directories } => private_files::cases(&directories),
             Subject::Worker => worker::cases(),
             Subject::Aftermath => aftermath::cases(),
+            Subject::Held => held::cases(),
             Subject::Races => races::cases(),
             Subject::Scale => {
                 [irqchips::cases(), lent::cases(), scale::cases()].into_iter().flatten().collect()
