@@ -7,6 +7,7 @@
  * the instruction (arch/x86/kvm/x86.c).
  */
 
+#include <linux/ftrace.h>
 #include <linux/kvm_host.h>
 
 #include "../helpers.h"

@@ -7,6 +7,7 @@
  * kvm_arch_destroy_vm(kvm) runs before kvm is freed (virt/kvm/kvm_main.c).
  */
 
+#include <linux/ftrace.h>
 #include <linux/kvm_host.h>
 
 #include "../helpers.h"
