@@ -9,7 +9,6 @@ use core::{
     ffi::c_void,
     marker::PhantomData,
     ptr::{null_mut, NonNull},
-    sync::atomic::{AtomicPtr, Ordering},
 };
 
 use dlh_bindings as bindings;
@@ -17,7 +16,13 @@ use kernel::{
     error::to_result,
     prelude::*,
     str::CStr,
-    sync::{Arc, Srcu},
+    sync::{
+        atomic::{
+            ordering::{Acquire, Full, Release},
+            Atomic,
+        },
+        Arc, Srcu,
+    },
 };
 use kvm_vm::{Vcpu, Vm};
 
@@ -39,7 +44,7 @@ struct Target<E> {
 }
 
 /// The target of the one registration there can be; null while there is none.
-static TARGET: AtomicPtr<c_void> = AtomicPtr::new(null_mut());
+static TARGET: Atomic<*mut c_void> = Atomic::new(null_mut());
 
 /// The hooks, attached.
 ///
@@ -79,16 +84,13 @@ impl<E: Events> Hooks<E> {
             KBox::new(Target { events, in_flight }, GFP_KERNEL).map_err(|e| hypercall(e.into()))?;
         let target = KBox::into_raw(target);
         // Two registrations at once would mix up their types.
-        if TARGET
-            .compare_exchange(null_mut(), target.cast(), Ordering::AcqRel, Ordering::Acquire)
-            .is_err()
-        {
+        if TARGET.cmpxchg(null_mut(), target.cast(), Full).is_err() {
             // SAFETY: Just made from a box and not published.
             drop(unsafe { KBox::from_raw(target) });
             return Err(hypercall(EBUSY));
         }
         let forget = || {
-            TARGET.store(null_mut(), Ordering::Release);
+            TARGET.store(null_mut(), Release);
             // SAFETY: Made from a box above; no hook is attached that could use it.
             drop(unsafe { KBox::from_raw(target) });
         };
@@ -148,7 +150,7 @@ impl<E: Events> Drop for Hooks<E> {
         self.admit_none();
         // SAFETY: By the type invariant the hook is attached; ftrace waits for those inside it.
         unsafe { bindings::dlh_destroy_unhook() };
-        TARGET.store(null_mut(), Ordering::Release);
+        TARGET.store(null_mut(), Release);
         // SAFETY: Made from a box in `attach`; no entry can be running or start.
         drop(unsafe { KBox::from_raw(self.target.as_ptr()) });
     }
@@ -172,7 +174,7 @@ unsafe extern "C" fn hypercall_entry<E: Events>(
 ) -> i32 {
     // SAFETY: Set to a `Target<E>` before this entry was hooked, and valid until it is unhooked and no
     // task is inside it: unhooking waits for tasks before, within and after the section below.
-    let target = unsafe { &*TARGET.load(Ordering::Acquire).cast::<Target<E>>() };
+    let target = unsafe { &*TARGET.load(Acquire).cast::<Target<E>>() };
     let _in_flight = target.in_flight.read_lock();
     // SAFETY: KVM calls on the thread that runs this vCPU.
     let handle = unsafe { Vcpu::from_raw(vcpu) };
@@ -199,7 +201,7 @@ unsafe extern "C" fn hypercall_entry<E: Events>(
 /// `kvm` is allocated and counted.
 unsafe extern "C" fn create_entry<E: Events>(kvm: *mut bindings::kvm) {
     // SAFETY: As in `hypercall_entry`; ftrace waits for callbacks to return before unhooking ends.
-    let target = unsafe { &*TARGET.load(Ordering::Acquire).cast::<Target<E>>() };
+    let target = unsafe { &*TARGET.load(Acquire).cast::<Target<E>>() };
     // SAFETY: KVM is just making it.
     E::created(target.events.as_arc_borrow(), unsafe { Vm::from_raw(kvm) });
 }
@@ -211,7 +213,7 @@ unsafe extern "C" fn create_entry<E: Events>(kvm: *mut bindings::kvm) {
 /// `kvm` is still allocated.
 unsafe extern "C" fn destroy_entry<E: Events>(kvm: *mut bindings::kvm) {
     // SAFETY: As in `hypercall_entry`; ftrace waits for callbacks to return before unhooking ends.
-    let target = unsafe { &*TARGET.load(Ordering::Acquire).cast::<Target<E>>() };
+    let target = unsafe { &*TARGET.load(Acquire).cast::<Target<E>>() };
     // SAFETY: KVM frees it only after the function that was hooked.
     target.events.destroyed(unsafe { Vm::from_raw(kvm) }.key());
 }

@@ -2,14 +2,20 @@
 
 //! What each operation keeps for one VM.
 
-use core::{
-    ffi::c_void,
-    ptr::null_mut,
-    sync::atomic::{AtomicPtr, Ordering},
-};
+use core::{ffi::c_void, ptr::null_mut};
 
 use dlh_bindings as bindings;
-use kernel::{new_mutex, prelude::*, sync::Mutex};
+use kernel::{
+    new_mutex,
+    prelude::*,
+    sync::{
+        atomic::{
+            ordering::{Acquire, Full, Relaxed, Release},
+            Atomic,
+        },
+        Mutex,
+    },
+};
 use kvm_vm::Vm;
 
 use crate::MAX_OPERATIONS;
@@ -25,7 +31,7 @@ type Ops = bindings::kvm_dlh_ops;
 /// to null by whoever detaches it.
 #[pin_data]
 pub struct Contexts {
-    made: [AtomicPtr<c_void>; MAX_OPERATIONS],
+    made: [Atomic<*mut c_void>; MAX_OPERATIONS],
     #[pin]
     tables: Mutex<Tables>,
 }
@@ -39,7 +45,7 @@ impl Contexts {
     /// No contexts yet.
     pub fn new() -> impl PinInit<Self> {
         pin_init!(Self {
-            made: [const { AtomicPtr::new(null_mut()) }; MAX_OPERATIONS],
+            made: [const { Atomic::new(null_mut()) }; MAX_OPERATIONS],
             tables <- new_mutex!(Tables([core::ptr::null(); MAX_OPERATIONS])),
         })
     }
@@ -49,18 +55,20 @@ impl Contexts {
     #[inline]
     pub(crate) fn get(&self, ops: &Ops, vm: &Vm) -> Option<*mut c_void> {
         let made = self.made.get(usize::from(ops.number))?;
-        let context = made.load(Ordering::Acquire);
+        let context = made.load(Acquire);
         if !context.is_null() {
             return Some(context);
         }
         self.attach(ops, vm)
     }
 
+    /// The lock is held over the operation's `attach`, which allocates: those who wait for it are vCPUs of the
+    /// same VM that make their first call of an operation, the end of this VM, and whoever unloads an operation.
     #[cold]
     fn attach(&self, ops: &Ops, vm: &Vm) -> Option<*mut c_void> {
         let number = usize::from(ops.number);
         let mut tables = self.tables.lock();
-        let present = self.made[number].load(Ordering::Relaxed);
+        let present = self.made[number].load(Relaxed);
         if !present.is_null() {
             return Some(present);
         }
@@ -71,7 +79,7 @@ impl Contexts {
         }
         // INVARIANT: From this very table, under both locks.
         tables.0[number] = ops;
-        self.made[number].store(context, Ordering::Release);
+        self.made[number].store(context, Release);
         Some(context)
     }
 
@@ -80,7 +88,7 @@ impl Contexts {
     pub(crate) fn detach(&self, number: usize) {
         let (context, ops) = {
             let tables = self.tables.lock();
-            (self.made[number].swap(null_mut(), Ordering::AcqRel), tables.0[number])
+            (self.made[number].xchg(null_mut(), Full), tables.0[number])
         };
         if context.is_null() {
             return;

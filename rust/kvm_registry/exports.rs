@@ -2,17 +2,19 @@
 
 //! The exported functions, and the one registry they work on.
 
-use core::{
-    ffi::c_void,
-    ptr::null_mut,
-    sync::atomic::{AtomicPtr, Ordering},
-};
+use core::{ffi::c_void, ptr::null_mut};
 
 use dlh_bindings as bindings;
 use kernel::{
     error::code::{EBUSY, ENODEV},
     prelude::*,
-    sync::Arc,
+    sync::{
+        atomic::{
+            ordering::{Acquire, Full, Release},
+            Atomic,
+        },
+        Arc,
+    },
 };
 
 use crate::{complete_all, Contexts, Feed, Registry};
@@ -39,7 +41,7 @@ struct Entry {
 
 /// Set while an owner is published. Other modules reach it only through our exported symbols, so they
 /// are gone before it is.
-static ENTRY: AtomicPtr<Entry> = AtomicPtr::new(null_mut());
+static ENTRY: Atomic<*mut Entry> = Atomic::new(null_mut());
 
 /// The exported functions work on this owner's registry until it is dropped.
 ///
@@ -71,7 +73,7 @@ impl<O: Owner> Published<O> {
         )?;
         let raw = core::ptr::from_ref(&*entry).cast_mut();
         ENTRY
-            .compare_exchange(null_mut(), raw, Ordering::AcqRel, Ordering::Acquire)
+            .cmpxchg(null_mut(), raw, Full)
             .map_err(|_| EBUSY)?;
         // INVARIANT: Set just above.
         Ok(Self { owner, entry })
@@ -81,7 +83,7 @@ impl<O: Owner> Published<O> {
 impl<O: Owner> Drop for Published<O> {
     fn drop(&mut self) {
         debug_assert!(core::ptr::eq(self.entry.owner, Arc::as_ptr(&self.owner).cast()));
-        ENTRY.store(null_mut(), Ordering::Release);
+        ENTRY.store(null_mut(), Release);
     }
 }
 
@@ -111,7 +113,7 @@ unsafe fn unregister<O: Owner>(owner: *const c_void, ops: *const bindings::kvm_d
 #[no_mangle]
 pub(crate) unsafe extern "C" fn kvm_dlh_register_ops(ops: *const bindings::kvm_dlh_ops) -> i32 {
     // SAFETY: Set while a module can call this.
-    let Some(entry) = (unsafe { ENTRY.load(Ordering::Acquire).as_ref() }) else {
+    let Some(entry) = (unsafe { ENTRY.load(Acquire).as_ref() }) else {
         return ENODEV.to_errno();
     };
     // SAFETY: The owner is alive while it is published; `ops` by the caller's promise.
@@ -129,7 +131,7 @@ pub(crate) unsafe extern "C" fn kvm_dlh_register_ops(ops: *const bindings::kvm_d
 #[no_mangle]
 pub(crate) unsafe extern "C" fn kvm_dlh_unregister_ops(ops: *const bindings::kvm_dlh_ops) {
     // SAFETY: Set while a module can call this.
-    if let Some(entry) = unsafe { ENTRY.load(Ordering::Acquire).as_ref() } {
+    if let Some(entry) = unsafe { ENTRY.load(Acquire).as_ref() } {
         // SAFETY: As in `kvm_dlh_register_ops`.
         unsafe { (entry.unregister)(entry.owner, ops) }
     }
@@ -143,7 +145,7 @@ pub(crate) unsafe extern "C" fn kvm_dlh_unregister_ops(ops: *const bindings::kvm
 #[no_mangle]
 pub(crate) unsafe extern "C" fn kvm_dlh_complete(token: bindings::kvm_dlh_token, status: i32) {
     // SAFETY: Set while a module can call this; every token comes from the published registry.
-    if let Some(entry) = unsafe { ENTRY.load(Ordering::Acquire).as_ref() } {
+    if let Some(entry) = unsafe { ENTRY.load(Acquire).as_ref() } {
         // SAFETY: By the caller's promise.
         unsafe { (entry.complete_all)(&[token], status) }
     }
@@ -164,7 +166,7 @@ pub(crate) unsafe extern "C" fn kvm_dlh_complete_all(
         return;
     }
     // SAFETY: Set while a module can call this; every token comes from the published registry.
-    if let Some(entry) = unsafe { ENTRY.load(Ordering::Acquire).as_ref() } {
+    if let Some(entry) = unsafe { ENTRY.load(Acquire).as_ref() } {
         // SAFETY: By the caller's promise.
         unsafe {
             let tokens = core::slice::from_raw_parts(tokens, count as usize);

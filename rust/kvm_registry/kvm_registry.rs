@@ -13,11 +13,7 @@
 mod contexts;
 mod exports;
 
-use core::{
-    marker::PhantomData,
-    ptr::null_mut,
-    sync::atomic::{AtomicPtr, Ordering},
-};
+use core::{marker::PhantomData, ptr::null_mut};
 
 use dlh_abi::{
     Call, Error as CallError, Operation, Status, FEATURE_FREE_ANY, FEATURE_FREE_ASK,
@@ -27,7 +23,13 @@ use dlh_bindings as bindings;
 use kernel::{
     new_mutex,
     prelude::*,
-    sync::{Arc, Mutex, Srcu},
+    sync::{
+        atomic::{
+            ordering::{Acquire, Relaxed, Release},
+            Atomic,
+        },
+        Arc, Mutex, Srcu,
+    },
 };
 use kvm_vm::Vm;
 
@@ -58,7 +60,7 @@ pub enum Outcome {
 /// The operations that are registered, and who is told when one goes.
 #[pin_data]
 pub struct Registry<F: Feed> {
-    slots: [AtomicPtr<bindings::kvm_dlh_ops>; MAX_OPERATIONS],
+    slots: [Atomic<*mut bindings::kvm_dlh_ops>; MAX_OPERATIONS],
     #[pin]
     changes: Mutex<()>,
     #[pin]
@@ -70,7 +72,7 @@ impl<F: Feed> Registry<F> {
     /// A registry without operations.
     pub fn new() -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
-            slots: [const { AtomicPtr::new(null_mut()) }; MAX_OPERATIONS],
+            slots: [const { Atomic::new(null_mut()) }; MAX_OPERATIONS],
             changes <- new_mutex!(()),
             calls <- Srcu::new(c"kvm_dlh_operations", kernel::static_lock_class!()),
             _feed: PhantomData,
@@ -82,7 +84,7 @@ impl<F: Feed> Registry<F> {
         let _calls = self.calls.read_lock();
         self.slots.iter().fold(0, |bits, slot| {
             // SAFETY: A table in a slot is valid while the read lock is held.
-            bits | unsafe { slot.load(Ordering::Acquire).as_ref() }.map_or(0, |ops| ops.feature)
+            bits | unsafe { slot.load(Acquire).as_ref() }.map_or(0, |ops| ops.feature)
         })
     }
 
@@ -117,10 +119,10 @@ impl<F: Feed> Registry<F> {
             return Err(EBUSY);
         }
         let _changes = self.changes.lock();
-        if !slot.load(Ordering::Relaxed).is_null() {
+        if !slot.load(Relaxed).is_null() {
             return Err(EBUSY);
         }
-        slot.store(core::ptr::from_ref(ops).cast_mut(), Ordering::Release);
+        slot.store(core::ptr::from_ref(ops).cast_mut(), Release);
         Ok(())
     }
 
@@ -131,9 +133,9 @@ impl<F: Feed> Registry<F> {
     ) {
         let _changes = self.changes.lock();
         let found =
-            self.slots.iter().position(|slot| core::ptr::eq(slot.load(Ordering::Relaxed), ops));
+            self.slots.iter().position(|slot| core::ptr::eq(slot.load(Relaxed), ops));
         let Some(number) = found else { return };
-        self.slots[number].store(null_mut(), Ordering::Release);
+        self.slots[number].store(null_mut(), Release);
         self.calls.synchronize();
         for_each_vm(&|contexts| contexts.detach(number));
         self.calls.synchronize();
@@ -146,7 +148,7 @@ impl<F: Feed> Registry<F> {
 ///
 /// The registry's read lock is held: tables in `slots` stay valid.
 pub struct Calls<'a, F: Feed> {
-    slots: &'a [AtomicPtr<bindings::kvm_dlh_ops>; MAX_OPERATIONS],
+    slots: &'a [Atomic<*mut bindings::kvm_dlh_ops>; MAX_OPERATIONS],
     _lock: kernel::sync::srcu::Guard<'a>,
     _feed: PhantomData<fn(F)>,
 }
@@ -170,7 +172,7 @@ impl<F: Feed> Calls<'_, F> {
         let Some(slot) = self.slots.get(usize::from(call.op.0)) else {
             return refused(CallError::Operation);
         };
-        let raw = slot.load(Ordering::Acquire);
+        let raw = slot.load(Acquire);
         // SAFETY: A table in a slot is valid while the read lock is held.
         let Some(ops) = (unsafe { raw.as_ref() }) else {
             return refused(CallError::Operation);
