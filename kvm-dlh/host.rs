@@ -16,7 +16,7 @@ use kernel::{
         rcu, Arc, ArcBorrow, Mutex,
     },
     task::Task,
-    time::{delay::fsleep, Delta},
+    time::Delta,
 };
 use kvm_hooks::{
     doorbell_barrier, synchronize_tasks, timer_tick, wait_for_task_works, Events, ExitProbes,
@@ -24,6 +24,7 @@ use kvm_hooks::{
 };
 use kvm_registry::{Contexts, Owner, Published, Registry};
 use kvm_vm::{Vcpu, Vm, VmKey};
+use own_work::OwnQueue;
 use rcu_table::{Reader, Table};
 
 use crate::{
@@ -43,6 +44,8 @@ pub(crate) struct Host {
     started: Atomic<bool>,
     /// The module is on its way out: nothing new is made.
     closing: Atomic<bool>,
+    /// Burials, and what is given up late.
+    works: Arc<OwnQueue>,
     probes: Arc<ExitProbes<Host>>,
     directory: Directory,
     /// Rings by vCPU, for the exit path.
@@ -60,8 +63,6 @@ pub(crate) struct Host {
     /// VMs by identity, for the end of a VM.
     #[pin]
     by_vm: Table<VmQueue>,
-    /// VMs whose end is being dealt with.
-    burials: Atomic<i64>,
     /// Has vCPUs exit whose entries have waited for long, where nothing else does.
     #[pin]
     ticker: Mutex<Option<Ticker<Host>>>,
@@ -107,12 +108,14 @@ pub(crate) struct Running {
 impl Host {
     /// Attaches the hooks. May sleep.
     pub(crate) fn start(budget: Budget, max_defer: Delta) -> Result<Running, StartError> {
-        let probes = ExitProbes::find()?;
+        let works = Arc::new(OwnQueue::new()?, GFP_KERNEL).map_err(Error::from)?;
+        let probes = ExitProbes::find(works.clone())?;
         let host = Arc::pin_init(
             try_pin_init!(Self {
                 budget,
                 started: Atomic::new(false),
                 closing: Atomic::new(false),
+                works,
                 probes,
                 directory: Directory::new()?,
                 by_vcpu <- Table::new(),
@@ -121,7 +124,6 @@ impl Host {
                 vms <- new_mutex!(RBTree::new()),
                 next_serial: Atomic::new(0),
                 by_vm <- Table::new(),
-                burials: Atomic::new(0),
                 ticker <- new_mutex!(None),
             }? Error),
             GFP_KERNEL,
@@ -154,6 +156,11 @@ impl Host {
     /// The operations.
     pub(crate) fn registry(&self) -> &Registry<VmQueue> {
         &self.registry
+    }
+
+    /// The module's own workqueue.
+    pub(crate) fn works(&self) -> &OwnQueue {
+        &self.works
     }
 
     /// Has the host hear of exits. May sleep.
@@ -234,11 +241,6 @@ impl Host {
         self.unfollow(ring, ring.task());
     }
 
-    /// A VM has ended; [`Host::bury`] follows. Any context.
-    pub(crate) fn burial_begins(&self) {
-        self.burials.add(1, Relaxed);
-    }
-
     /// The VM with the lowest serial not below `from`.
     fn next_vm(&self, from: u64) -> Option<Arc<VmQueue>> {
         let vms = self.vms.lock();
@@ -254,8 +256,6 @@ impl Host {
         let member = self.vms.lock().remove(&queue.serial());
         drop(member);
         drop(self.by_vm.unlink(queue.key().as_usize(), |q| Arc::ptr_eq(q, &queue)));
-        drop(queue);
-        self.burials.fetch_sub(1, Release);
     }
 }
 
@@ -300,12 +300,11 @@ impl Running {
         }
         let ticker = host.ticker.lock().take();
         drop(ticker);
-        // The last ring took the probes with it.
+        host.probes.close();
         wait_for_task_works();
         self.hooks = None;
-        while host.burials.load(Acquire) > 0 {
-            fsleep(Delta::from_millis(1));
-        }
+        // No VM's end is heard of any more; those that were are dealt with.
+        host.works.flush();
         while let Some(queue) = host.next_vm(0) {
             drop(host.by_vm.unlink(queue.key().as_usize(), |q| Arc::ptr_eq(q, &queue)));
             let member = host.vms.lock().remove(&queue.serial());
@@ -349,9 +348,7 @@ impl Events for Host {
 
     fn destroyed(&self, vm: VmKey) {
         let guard = rcu::read_lock();
-        let queue = self.by_vm.find(vm.as_usize(), Reader::of(&guard)).map(Arc::from);
-        drop(guard);
-        if let Some(queue) = queue {
+        if let Some(queue) = self.by_vm.find(vm.as_usize(), Reader::of(&guard)) {
             VmQueue::mark_dead(queue);
         }
     }

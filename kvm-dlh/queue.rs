@@ -8,8 +8,8 @@ use kernel::{
     prelude::*,
     rbtree::{RBTree, RBTreeNode},
     str::CString,
-    sync::{Arc, Mutex, SpinLock},
-    workqueue::{self, Work, WorkItem},
+    sync::{Arc, ArcBorrow, Mutex, SpinLock},
+    workqueue::{Work, WorkItem},
 };
 use kvm_hooks::{
     inline_atomic::{AtomicBool, AtomicU32, Ordering},
@@ -237,14 +237,13 @@ impl VmQueue {
     }
 
     /// KVM destroys the VM. Must not sleep: the rest is done by a work.
-    pub(crate) fn mark_dead(this: Arc<Self>) {
-        // Another VM at the same address, without a queue, may end before this one is buried.
-        if this.dead.swap(true, Ordering::SeqCst) {
-            return;
+    pub(crate) fn mark_dead(this: ArcBorrow<'_, Self>) {
+        // Another VM at the same address, without a queue, may end before this one is buried. Nothing is
+        // counted then: the last count must not be dropped here, where nothing may sleep.
+        if !this.dead.swap(true, Ordering::SeqCst) {
+            // Never refused: it is queued once in the life of a VM.
+            let _ = this.host.works().enqueue::<Arc<Self>, 0>(this.into());
         }
-        this.host.burial_begins();
-        // Never refused: it is queued once in the life of a VM.
-        let _ = workqueue::system_long().enqueue(this);
     }
 
     /// The ring with the lowest number not below `from`.

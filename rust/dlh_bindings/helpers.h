@@ -23,6 +23,7 @@ struct scatterlist;
 struct task_struct;
 struct tracepoint;
 struct vm_area_struct;
+struct workqueue_struct;
 
 /* helpers/kvm.c: struct kvm and struct kvm_vcpu. */
 int dlh_vcpu_idx(const struct kvm_vcpu *vcpu);
@@ -146,6 +147,16 @@ bool dlh_wait_until(void *object, bool (*done)(void *data), void *data, bool kil
 bool dlh_sleep_killable(u32 us);
 void dlh_wake(void *object);
 u64 dlh_random_u64(void);
+
+/* helpers/work.c: works of the module's own. */
+struct workqueue_struct *dlh_workqueue_create(void);
+void dlh_workqueue_flush(struct workqueue_struct *queue);
+void dlh_workqueue_destroy(struct workqueue_struct *queue);
+struct dlh_later;
+struct dlh_later *dlh_later_create(void (*func)(void *data), void *data);
+void dlh_later_queue(struct dlh_later *later, struct workqueue_struct *queue, u32 ms);
+void dlh_later_cancel(struct dlh_later *later);
+void dlh_later_destroy(struct dlh_later *later);
 
 /* helpers/ticker.c: a thread that looks periodically, and what it does to those it finds. */
 struct dlh_ticker;

@@ -2,7 +2,8 @@
 
 //! The writes of guests to pages that are not mapped, as KVM's tracepoint `kvm_page_fault` tells of them.
 //!
-//! The probe is attached only while some VM is watched, and what it costs does not grow with their number.
+//! The probe is attached while some VM is watched and a minute longer, and what it costs does not grow with
+//! their number.
 //!
 //! C header: `arch/x86/kvm/trace.h`
 
@@ -12,11 +13,11 @@ use dlh_abi::{Gfn, Gpa};
 use dlh_bindings as bindings;
 use kernel::{
     error::to_result,
-    new_mutex,
     prelude::*,
-    sync::{rcu, Arc, Mutex},
+    sync::{rcu, Arc},
 };
 use kvm_vm::{Vcpu, Vm, VmKey};
+use own_work::{Linger, OwnQueue};
 use rcu_table::{Reader, Table};
 
 /// Who watches a VM.
@@ -33,42 +34,57 @@ pub trait FaultEvents: Send + Sync + 'static {
 /// The VMs that are watched.
 #[pin_data]
 pub struct Faults<T: FaultEvents> {
+    watched: Arc<Table<T>>,
     #[pin]
-    watched: Table<T>,
-    /// How many there are. The probe is attached while it is not 0.
-    #[pin]
-    count: Mutex<usize>,
+    attached: Linger<Attached<T>>,
+}
+
+/// The probe, attached until this is dropped, which may sleep.
+///
+/// # Invariants
+///
+/// It is attached, with the table as its data.
+struct Attached<T: FaultEvents>(Arc<Table<T>>);
+
+impl<T: FaultEvents> Attached<T> {
+    fn new(watched: Arc<Table<T>>) -> Result<Self> {
+        // SAFETY: The probe takes what the data is, and the `Arc` keeps it alive.
+        to_result(unsafe {
+            bindings::dlh_tracepoint_attach_fault(Some(fault_probe::<T>), data(&watched))
+        })?;
+        // INVARIANT: Just attached.
+        Ok(Self(watched))
+    }
+}
+
+impl<T: FaultEvents> Drop for Attached<T> {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant; may sleep here. When this returns the probe does not run.
+        unsafe { bindings::dlh_tracepoint_detach_fault(Some(fault_probe::<T>), data(&self.0)) }
+    }
+}
+
+fn data<T: FaultEvents>(watched: &Arc<Table<T>>) -> *mut c_void {
+    Arc::as_ptr(watched).cast_mut().cast()
 }
 
 impl<T: FaultEvents> Faults<T> {
     /// Nothing is watched. May sleep.
     pub fn new() -> Result<Arc<Self>> {
-        Arc::pin_init(
-            try_pin_init!(Self { watched <- Table::new(), count <- new_mutex!(0) }? Error),
-            GFP_KERNEL,
-        )
+        let works = Arc::new(OwnQueue::new()?, GFP_KERNEL)?;
+        let watched = Arc::pin_init(Table::new(), GFP_KERNEL)?;
+        let faults = try_pin_init!(Self { watched, attached <- Linger::new(works) }? Error);
+        Arc::pin_init(faults, GFP_KERNEL)
     }
 
-    /// Has `events` hear of the guest's writes until the result is dropped. May sleep.
+    /// Has `events` hear of the guest's writes until the result is dropped. On a thread of the VMM, which
+    /// the memory for it is charged to; may sleep.
     pub fn watch(self: &Arc<Self>, vm: &Vm, events: Arc<T>) -> Result<Watching<T>> {
-        {
-            let mut count = self.count.lock();
-            if *count == 0 {
-                // SAFETY: The probe takes what the data is, which whoever watches keeps.
-                to_result(unsafe {
-                    bindings::dlh_tracepoint_attach_fault(Some(fault_probe::<T>), self.data())
-                })?;
-            }
-            *count += 1;
-        }
+        self.attached.enter(|| Attached::new(self.watched.clone()))?;
         // INVARIANT: Just counted.
         let watching = Watching { faults: self.clone(), vm: vm.key(), events: events.clone() };
         self.watched.insert(vm.key().as_usize(), events)?;
         Ok(watching)
-    }
-
-    fn data(self: &Arc<Self>) -> *mut c_void {
-        Arc::as_ptr(self).cast_mut().cast()
     }
 }
 
@@ -87,14 +103,7 @@ impl<T: FaultEvents> Drop for Watching<T> {
     fn drop(&mut self) {
         let ours = |events: &Arc<T>| Arc::ptr_eq(events, &self.events);
         drop(self.faults.watched.unlink(self.vm.as_usize(), ours));
-        let mut count = self.faults.count.lock();
-        *count -= 1;
-        if *count == 0 {
-            // SAFETY: Attached with this data when the count was first raised; may sleep here.
-            unsafe {
-                bindings::dlh_tracepoint_detach_fault(Some(fault_probe::<T>), self.faults.data())
-            }
-        }
+        self.faults.attached.leave();
     }
 }
 
@@ -109,17 +118,17 @@ unsafe extern "C" fn fault_probe<T: FaultEvents>(
     address: u64,
     error: u64,
 ) {
-    // SAFETY: `data` is the `Faults<T>` that was attached, kept until the probe is detached and waited for.
-    let faults = unsafe { &*data.cast::<Faults<T>>() };
+    // SAFETY: `data` is the table in `Attached`, kept until the probe is detached and waited for.
+    let watched = unsafe { &*data.cast::<Table<T>>() };
     // SAFETY: The tracepoint fires on the thread that runs this vCPU.
     let vm = unsafe { Vcpu::from_raw(vcpu) }.vm();
     let key = vm.key().as_usize();
     // SAFETY: As above.
-    if faults.watched.is_vacant(key) || !unsafe { bindings::dlh_fault_writes_gpa(vcpu, error) } {
+    if watched.is_vacant(key) || !unsafe { bindings::dlh_fault_writes_gpa(vcpu, error) } {
         return;
     }
     let guard = rcu::read_lock();
-    if let Some(events) = faults.watched.find(key, Reader::of(&guard)) {
+    if let Some(events) = watched.find(key, Reader::of(&guard)) {
         events.written(Gpa(address).gfn(), vm.generation());
     }
 }

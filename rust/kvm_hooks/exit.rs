@@ -5,115 +5,102 @@
 use core::{ffi::c_void, ptr::NonNull};
 
 use dlh_bindings as bindings;
-use kernel::{
-    error::to_result,
-    new_mutex,
-    prelude::*,
-    sync::{Arc, Mutex},
-};
+use kernel::{error::to_result, prelude::*, sync::Arc};
 use kvm_vm::Vcpu;
+use own_work::{Linger, OwnQueue};
 use rcu_table::Reader;
 
 use crate::{Events, Missing};
 
-/// The two probes, for one kind of receiver; attached only while somebody listens, so that they cost
-/// nothing otherwise.
+/// The two probes, for one kind of receiver; attached while somebody listens and a minute longer, so that
+/// they cost nothing where nobody does.
 #[pin_data]
 pub struct ExitProbes<E: Events> {
-    left: NonNull<bindings::tracepoint>,
+    left: Tracepoint,
     #[pin]
-    listeners: Mutex<Listeners<E>>,
+    attached: Linger<Attached<E>>,
 }
 
+/// A tracepoint of kvm.ko, which our symbols keep loaded.
+#[derive(Clone, Copy)]
+struct Tracepoint(NonNull<bindings::tracepoint>);
+
+// SAFETY: Static data of kvm.ko.
+unsafe impl Send for Tracepoint {}
+// SAFETY: As above.
+unsafe impl Sync for Tracepoint {}
+
+/// The probes, attached until this is dropped, which may sleep.
+///
 /// # Invariants
 ///
-/// The probes are attached with `events` as their data exactly while it is `Some`, which is exactly
-/// while `count` is not 0.
-struct Listeners<E> {
-    count: usize,
-    events: Option<Arc<E>>,
+/// Both probes are attached with `events` as their data.
+struct Attached<E: Events> {
+    left: Tracepoint,
+    events: Arc<E>,
 }
 
-// SAFETY: The tracepoint is static data of kvm.ko; `E` is `Send` and `Sync`.
-unsafe impl<E: Events> Send for ExitProbes<E> {}
-// SAFETY: All that changes is behind a mutex.
-unsafe impl<E: Events> Sync for ExitProbes<E> {}
+impl<E: Events> Attached<E> {
+    fn new(left: Tracepoint, events: Arc<E>) -> Result<Self> {
+        let data = Arc::as_ptr(&events).cast_mut().cast::<c_void>();
+        // SAFETY: The probe takes what `data` is, and the `Arc` stored below keeps it alive.
+        to_result(unsafe { bindings::dlh_tracepoint_attach_exit(Some(exit_probe::<E>), data) })?;
+        // SAFETY: As above.
+        let attached = to_result(unsafe {
+            bindings::dlh_tracepoint_attach_left(left.0.as_ptr(), Some(left_probe::<E>), data)
+        });
+        if let Err(e) = attached {
+            // SAFETY: Attached just above; may sleep here.
+            unsafe {
+                bindings::dlh_tracepoint_detach_exit(Some(exit_probe::<E>), data);
+                bindings::dlh_tracepoint_synchronize();
+            }
+            return Err(e);
+        }
+        // INVARIANT: Both were attached above.
+        Ok(Self { left, events })
+    }
+}
+
+impl<E: Events> Drop for Attached<E> {
+    fn drop(&mut self) {
+        let data = Arc::as_ptr(&self.events).cast_mut().cast::<c_void>();
+        // SAFETY: By the type invariant both are attached with this data; may sleep here. When this
+        // returns neither probe runs.
+        unsafe {
+            bindings::dlh_tracepoint_detach_exit(Some(exit_probe::<E>), data);
+            bindings::dlh_tracepoint_detach_left(self.left.0.as_ptr(), Some(left_probe::<E>), data);
+            bindings::dlh_tracepoint_synchronize();
+        }
+    }
+}
 
 impl<E: Events> ExitProbes<E> {
-    /// Finds the tracepoints. May sleep.
+    /// Finds the tracepoints. The probes are detached on `works`. May sleep.
     ///
     /// # Errors
     ///
     /// Names the one this kernel lacks.
-    pub fn find() -> Result<Arc<Self>, Missing> {
+    pub fn find(works: Arc<OwnQueue>) -> Result<Arc<Self>, Missing> {
         let missing = |error| Missing { name: c"kvm_userspace_exit (tracepoint)", error };
         // SAFETY: May sleep here.
         let found = unsafe { bindings::dlh_tracepoint_left() };
-        let left = NonNull::new(found).ok_or(missing(ENOENT))?;
-        Arc::pin_init(
-            // INVARIANT: Nothing is attached, nobody listens.
-            pin_init!(Self { left, listeners <- new_mutex!(Listeners { count: 0, events: None }) }),
-            GFP_KERNEL,
-        )
-        .map_err(missing)
+        let left = Tracepoint(NonNull::new(found).ok_or(missing(ENOENT))?);
+        let probes = try_pin_init!(Self { left, attached <- Linger::new(works) }? Error);
+        Arc::pin_init(probes, GFP_KERNEL).map_err(missing)
     }
 
-    /// Has `events` hear of every exit until the result is dropped. All who listen at the same time
-    /// must name the same receiver; the first one's is used. May sleep.
+    /// Has `events` hear of every exit until the result is dropped, and perhaps a minute longer. All who
+    /// listen must name the same receiver. May sleep.
     pub fn listen(self: &Arc<Self>, events: &Arc<E>) -> Result<Listening<E>> {
-        let mut listeners = self.listeners.lock();
-        if listeners.count == 0 {
-            let data = Arc::as_ptr(events).cast_mut().cast::<c_void>();
-            // SAFETY: The probe takes what `data` is, and the `Arc` stored below keeps it alive.
-            to_result(unsafe {
-                bindings::dlh_tracepoint_attach_exit(Some(exit_probe::<E>), data)
-            })?;
-            // SAFETY: As above; the tracepoint is in kvm.ko, which our symbols keep loaded.
-            let left = to_result(unsafe {
-                bindings::dlh_tracepoint_attach_left(
-                    self.left.as_ptr(),
-                    Some(left_probe::<E>),
-                    data,
-                )
-            });
-            if let Err(e) = left {
-                // SAFETY: Attached just above; may sleep here.
-                unsafe {
-                    bindings::dlh_tracepoint_detach_exit(Some(exit_probe::<E>), data);
-                    bindings::dlh_tracepoint_synchronize();
-                }
-                return Err(e);
-            }
-            // INVARIANT: Attached, and counted below.
-            listeners.events = Some(events.clone());
-        }
-        listeners.count += 1;
+        self.attached.enter(|| Attached::new(self.left, events.clone()))?;
+        // INVARIANT: Just counted.
         Ok(Listening { probes: self.clone() })
     }
 
-    fn leave(&self) {
-        let mut listeners = self.listeners.lock();
-        listeners.count -= 1;
-        if listeners.count > 0 {
-            return;
-        }
-        let events = listeners.events.take();
-        if let Some(events) = &events {
-            let data = Arc::as_ptr(events).cast_mut().cast::<c_void>();
-            // SAFETY: By the type invariant both are attached with this data; may sleep here. When
-            // this returns neither probe runs.
-            unsafe {
-                bindings::dlh_tracepoint_detach_exit(Some(exit_probe::<E>), data);
-                bindings::dlh_tracepoint_detach_left(
-                    self.left.as_ptr(),
-                    Some(left_probe::<E>),
-                    data,
-                );
-                bindings::dlh_tracepoint_synchronize();
-            }
-        }
-        drop(listeners);
-        drop(events);
+    /// Detaches the probes for good, and lets go of the receiver. On return neither runs. May sleep.
+    pub fn close(&self) {
+        self.attached.close();
     }
 }
 
@@ -121,14 +108,14 @@ impl<E: Events> ExitProbes<E> {
 ///
 /// # Invariants
 ///
-/// Counted among the listeners of `probes`.
+/// Counted among the users of `probes`.
 pub struct Listening<E: Events> {
     probes: Arc<ExitProbes<E>>,
 }
 
 impl<E: Events> Drop for Listening<E> {
     fn drop(&mut self) {
-        self.probes.leave();
+        self.probes.attached.leave();
     }
 }
 
@@ -142,7 +129,7 @@ unsafe extern "C" fn exit_probe<E: Events>(
     vcpu: *mut bindings::kvm_vcpu,
     _isa: u32,
 ) {
-    // SAFETY: `data` is the `events` in `Listeners`, kept until the probes are detached and waited for.
+    // SAFETY: `data` is the `events` in `Attached`, kept until the probes are detached and waited for.
     let events = unsafe { &*data.cast::<E>() };
     // SAFETY: The tracepoint fires with interrupts off, once RCU watches again, and this returns first.
     let reader = unsafe { Reader::interrupts_off() };

@@ -51,6 +51,8 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("a ring survives other exits and idle times", idle),
         Case::new("four vCPUs fill their rings at the same time", four_vcpus),
         Case::new("a ring is worked on no matter which vCPU exits", other_vcpu),
+        Case::new("rings of one thread come and go in any order", many_of_one_thread),
+        Case::new("a thousand rings, one after the other", thousand),
     ]);
     cases
 }
@@ -458,5 +460,54 @@ fn other_vcpu() -> CaseResult {
         check_eq!(result, 0, "RING_TEARDOWN by the other vCPU");
     }
     vm.stats()?.check_law()?;
+    Ok(Verdict::Pass)
+}
+
+/// All of a thread's rings are in one place of the host's table. Any of them may go at any time, and the others
+/// are still found.
+fn many_of_one_thread() -> CaseResult {
+    const VCPUS: usize = 8;
+    let mut vm = Vm::new(VmConfig { vcpus: VCPUS, ..VmConfig::default() })?;
+    let place = |vcpu: usize| BASE + vcpu as u64 * 0x1_0000;
+    let mut rings: Vec<Option<Ring>> = (0..VCPUS).map(|_| None).collect();
+    let mut random = 1_u64;
+    for _ in 0..200 {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let vcpu = (random >> 33) as usize % VCPUS;
+        rings[vcpu] = match rings[vcpu].take() {
+            Some(ring) => {
+                let result = vm.hypercall(vcpu, TEARDOWN, ring.id(), 0, 0)?;
+                check_eq!(result, 0, "RING_TEARDOWN of ring {vcpu}");
+                None
+            }
+            None => Some(Ring::set_up(&mut vm, vcpu, place(vcpu), 64, 0)?),
+        };
+        for (vcpu, ring) in rings.iter_mut().enumerate() {
+            let Some(ring) = ring else { continue };
+            ring.push(&NOP, 3)?;
+            vm.vcpus[vcpu].exit(Exit::Pio)?;
+            check_eq!(ring.done(), ring.tail(), "done of ring {vcpu} when KVM_RUN has returned");
+        }
+    }
+    let there = rings.iter().flatten().count();
+    check_eq!(vm.rings()?.lines().count(), there, "rings that the host shows");
+    vm.stats()?.check_law()?;
+    Ok(Verdict::Pass)
+}
+
+fn thousand() -> CaseResult {
+    let mut vm = Vm::new(VmConfig::default())?;
+    let before = vm.stats()?;
+    for _ in 0..1000 {
+        let mut ring = Ring::set_up(&mut vm, 0, BASE, 64, 0)?;
+        ring.push(&NOP, 1)?;
+        vm.vcpus[0].exit(Exit::Cpuid)?;
+        check_eq!(ring.done(), ring.tail(), "done after an exit");
+        let result = vm.hypercall(0, TEARDOWN, ring.id(), 0, 0)?;
+        check_eq!(result, 0, "RING_TEARDOWN");
+    }
+    let after = vm.stats()?;
+    check_eq!(after.since(&before, "rings_set_up")?, 1000, "rings_set_up");
+    after.check_law()?;
     Ok(Verdict::Pass)
 }
