@@ -25,7 +25,7 @@ use kvm_hooks::{
 use kvm_registry::{Contexts, Owner, Published, Registry};
 use kvm_vm::{Vcpu, Vm, VmKey};
 use own_work::OwnQueue;
-use rcu_table::{Reader, Table};
+use rcu_table::{Reader, Table, Unlinked};
 
 use crate::{
     birth::Birth,
@@ -35,6 +35,13 @@ use crate::{
     queue::VmQueue,
     ring::Ring,
 };
+
+/// The links of rings in [`Host::by_vcpu`].
+pub(crate) const BY_VCPU: u64 = 0;
+/// The links of rings in [`Host::by_task`].
+pub(crate) const BY_TASK: u64 = 1;
+/// The links of queues in [`Host::by_vm`].
+pub(crate) const BY_VM: u64 = 0;
 
 /// Everything the module knows.
 #[pin_data]
@@ -50,10 +57,10 @@ pub(crate) struct Host {
     directory: Directory,
     /// Rings by vCPU, for the exit path.
     #[pin]
-    by_vcpu: Table<Ring>,
+    by_vcpu: Table<Ring, BY_VCPU>,
     /// Rings by the thread that last ran their vCPU, for the return to the VMM.
     #[pin]
-    by_task: Table<Ring>,
+    by_task: Table<Ring, BY_TASK>,
     #[pin]
     registry: Registry<VmQueue>,
     /// The VMs that have a queue, by serial: a VM that has ended may share its address with a new one.
@@ -62,7 +69,7 @@ pub(crate) struct Host {
     next_serial: Atomic<u64>,
     /// VMs by identity, for the end of a VM.
     #[pin]
-    by_vm: Table<VmQueue>,
+    by_vm: Table<VmQueue, BY_VM>,
     /// Has vCPUs exit whose entries have waited for long, where nothing else does.
     #[pin]
     ticker: Mutex<Option<Ticker<Host>>>,
@@ -201,7 +208,7 @@ impl Host {
         let no_memory = |_: Error| CallError::NoMemory;
         let serial = self.next_serial.fetch_add(1, Relaxed);
         let name = self.directory.name_for(vm, serial).map_err(no_memory)?;
-        let queue = VmQueue::new(self, vm, serial, name).map_err(no_memory)?;
+        let queue = VmQueue::new(self, serial, name).map_err(no_memory)?;
         let directory = self.directory.add(&queue).map_err(no_memory)?;
         let member = Member { queue: queue.clone(), _directory: directory };
         vms.try_create_and_insert(serial, member, GFP_KERNEL_ACCOUNT)
@@ -228,17 +235,14 @@ impl Host {
         self.by_task.insert(task, ring.clone())
     }
 
-    /// The ring's vCPU is no longer run by this thread. May sleep.
-    pub(crate) fn unfollow(&self, ring: &Arc<Ring>, task: usize) {
-        if task != 0 {
-            drop(self.by_task.unlink(task, |r| Arc::ptr_eq(r, ring)));
-        }
+    /// The ring's vCPU is no longer run by the thread that it was run by. May sleep.
+    pub(crate) fn unfollow(&self, ring: &Ring) {
+        drop(self.by_task.unlink(ring));
     }
 
     /// Nothing leads to the ring, which is closed, any more. May sleep.
-    pub(crate) fn forget_ring(&self, ring: &Arc<Ring>) {
-        drop(self.by_vcpu.unlink(ring.vcpu().as_usize(), |r| Arc::ptr_eq(r, ring)));
-        self.unfollow(ring, ring.task());
+    pub(crate) fn forget_ring(&self, ring: &Ring) {
+        Unlinked::forget([self.by_vcpu.unlink(ring), self.by_task.unlink(ring)]);
     }
 
     /// The VM with the lowest serial not below `from`.
@@ -255,7 +259,7 @@ impl Host {
         self.registry.detach_vm(queue.contexts());
         let member = self.vms.lock().remove(&queue.serial());
         drop(member);
-        drop(self.by_vm.unlink(queue.key().as_usize(), |q| Arc::ptr_eq(q, &queue)));
+        drop(self.by_vm.unlink(&queue));
     }
 }
 
@@ -306,7 +310,7 @@ impl Running {
         // No VM's end is heard of any more; those that were are dealt with.
         host.works.flush();
         while let Some(queue) = host.next_vm(0) {
-            drop(host.by_vm.unlink(queue.key().as_usize(), |q| Arc::ptr_eq(q, &queue)));
+            drop(host.by_vm.unlink(&queue));
             let member = host.vms.lock().remove(&queue.serial());
             drop(member);
         }

@@ -16,10 +16,11 @@ use kvm_hooks::{
     Killed,
 };
 use kvm_registry::{Calls, Contexts, Feed, Outcome};
-use kvm_vm::{Vcpu, Vm, VmKey};
+use kvm_vm::Vcpu;
+use rcu_table::{impl_linked, Link};
 
 use crate::{
-    host::Host,
+    host::{Host, BY_VM},
     inserted::Inserted,
     ring::Ring,
     stats::{Event, Stats},
@@ -68,7 +69,6 @@ impl CallId {
 #[pin_data]
 pub(crate) struct VmQueue {
     host: Arc<Host>,
-    key: VmKey,
     serial: u64,
     name: CString,
     dead: AtomicBool,
@@ -82,6 +82,11 @@ pub(crate) struct VmQueue {
     inserted: SpinLock<Inserted>,
     #[pin]
     burial: Work<VmQueue>,
+    by_vm: Link<VmQueue>,
+}
+
+impl_linked! {
+    impl Linked<BY_VM> for VmQueue { self.by_vm }
 }
 
 impl_has_work! {
@@ -89,12 +94,11 @@ impl_has_work! {
 }
 
 impl VmQueue {
-    /// A queue for `vm`, shown under `name`. May sleep.
-    pub(crate) fn new(host: &Arc<Host>, vm: &Vm, serial: u64, name: CString) -> Result<Arc<Self>> {
+    /// A queue of a VM, shown under `name`. May sleep.
+    pub(crate) fn new(host: &Arc<Host>, serial: u64, name: CString) -> Result<Arc<Self>> {
         Arc::pin_init(
             pin_init!(Self {
                 host: host.clone(),
-                key: vm.key(),
                 serial,
                 name,
                 dead: AtomicBool::new(false),
@@ -104,6 +108,7 @@ impl VmQueue {
                 next_call: AtomicU32::new(0),
                 inserted <- new_spinlock!(Inserted::new()),
                 burial <- new_work!("VmQueue::burial"),
+                by_vm: Link::new(),
             }),
             GFP_KERNEL_ACCOUNT,
         )
@@ -114,12 +119,7 @@ impl VmQueue {
         &self.host
     }
 
-    /// Which VM this is.
-    pub(crate) fn key(&self) -> VmKey {
-        self.key
-    }
-
-    /// Its number: unlike the key, never used again.
+    /// Its number: unlike the VM's address, never used again.
     pub(crate) fn serial(&self) -> u64 {
         self.serial
     }

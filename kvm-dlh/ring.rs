@@ -15,7 +15,7 @@ use kvm_hooks::{
     kick, random_cookie, Deferred, Killed, Listening, TaskWork, Watch,
 };
 use kvm_vm::{Absent, Place, Vcpu, VcpuKey, VcpuRef, Vm};
-use rcu_table::Reader;
+use rcu_table::{impl_linked, Link, Reader};
 
 mod drain;
 mod finish;
@@ -24,7 +24,7 @@ mod unfinished;
 
 use crate::{
     failure::Failure,
-    host::Host,
+    host::{Host, BY_TASK, BY_VCPU},
     patience::with_window,
     queue::VmQueue,
     stats::Event,
@@ -68,6 +68,13 @@ pub(crate) struct Ring {
     /// What the last tick found waiting: the position of the first entry, and for how many ticks.
     waiting: AtomicU64,
     _listening: Listening<Host>,
+    by_vcpu: Link<Ring>,
+    by_task: Link<Ring>,
+}
+
+impl_linked! {
+    impl Linked<BY_VCPU> for Ring { self.by_vcpu }
+    impl Linked<BY_TASK> for Ring { self.by_task }
 }
 
 /// [`Ring::waiting`] of a ring in which nothing waits.
@@ -167,6 +174,8 @@ impl Ring {
                 runner <- new_spinlock!(None),
                 waiting: AtomicU64::new(NOTHING),
                 _listening: listening,
+                by_vcpu: Link::new(),
+                by_task: Link::new(),
             }),
             GFP_KERNEL_ACCOUNT,
         )
@@ -293,7 +302,7 @@ impl Ring {
         // Nothing is entered into the table once the ring is closed: see `close()`.
         let drain = self.drain.lock();
         let host = self.queue.host();
-        host.unfollow(self, self.task());
+        host.unfollow(self);
         let known = self.is_live() && host.follow(self, task).is_ok();
         let runner = known.then(|| ARef::from(&**current!()));
         self.task.store(if known { task } else { 0 }, Ordering::Relaxed);

@@ -16,9 +16,9 @@ use kernel::{
     prelude::*,
     sync::{rcu, Arc},
 };
-use kvm_vm::{Vcpu, Vm, VmKey};
+use kvm_vm::{Vcpu, Vm};
 use own_work::{Linger, OwnQueue};
-use rcu_table::{Reader, Table};
+use rcu_table::{Link, Linked, Reader, Table};
 
 /// Who watches a VM.
 pub trait FaultEvents: Send + Sync + 'static {
@@ -34,9 +34,21 @@ pub trait FaultEvents: Send + Sync + 'static {
 /// The VMs that are watched.
 #[pin_data]
 pub struct Faults<T: FaultEvents> {
-    watched: Arc<Table<T>>,
+    watched: Arc<Table<Watched<T>>>,
     #[pin]
     attached: Linger<Attached<T>>,
+}
+
+struct Watched<T: FaultEvents> {
+    events: Arc<T>,
+    link: Link<Self>,
+}
+
+// SAFETY: A field of the object, always the same.
+unsafe impl<T: FaultEvents> Linked for Watched<T> {
+    fn link(&self) -> &Link<Self> {
+        &self.link
+    }
 }
 
 /// The probe, attached until this is dropped, which may sleep.
@@ -44,10 +56,10 @@ pub struct Faults<T: FaultEvents> {
 /// # Invariants
 ///
 /// It is attached, with the table as its data.
-struct Attached<T: FaultEvents>(Arc<Table<T>>);
+struct Attached<T: FaultEvents>(Arc<Table<Watched<T>>>);
 
 impl<T: FaultEvents> Attached<T> {
-    fn new(watched: Arc<Table<T>>) -> Result<Self> {
+    fn new(watched: Arc<Table<Watched<T>>>) -> Result<Self> {
         // SAFETY: The probe takes what the data is, and the `Arc` keeps it alive.
         to_result(unsafe {
             bindings::dlh_tracepoint_attach_fault(Some(fault_probe::<T>), data(&watched))
@@ -64,7 +76,7 @@ impl<T: FaultEvents> Drop for Attached<T> {
     }
 }
 
-fn data<T: FaultEvents>(watched: &Arc<Table<T>>) -> *mut c_void {
+fn data<T: FaultEvents>(watched: &Arc<Table<Watched<T>>>) -> *mut c_void {
     Arc::as_ptr(watched).cast_mut().cast()
 }
 
@@ -80,10 +92,11 @@ impl<T: FaultEvents> Faults<T> {
     /// Has `events` hear of the guest's writes until the result is dropped. On a thread of the VMM, which
     /// the memory for it is charged to; may sleep.
     pub fn watch(self: &Arc<Self>, vm: &Vm, events: Arc<T>) -> Result<Watching<T>> {
+        let watched = Arc::new(Watched { events, link: Link::new() }, GFP_KERNEL_ACCOUNT)?;
         self.attached.enter(|| Attached::new(self.watched.clone()))?;
         // INVARIANT: Just counted.
-        let watching = Watching { faults: self.clone(), vm: vm.key(), events: events.clone() };
-        self.watched.insert(vm.key().as_usize(), events)?;
+        let watching = Watching { faults: self.clone(), watched: watched.clone() };
+        self.watched.insert(vm.key().as_usize(), watched)?;
         Ok(watching)
     }
 }
@@ -95,14 +108,12 @@ impl<T: FaultEvents> Faults<T> {
 /// Counted in `faults`.
 pub struct Watching<T: FaultEvents> {
     faults: Arc<Faults<T>>,
-    vm: VmKey,
-    events: Arc<T>,
+    watched: Arc<Watched<T>>,
 }
 
 impl<T: FaultEvents> Drop for Watching<T> {
     fn drop(&mut self) {
-        let ours = |events: &Arc<T>| Arc::ptr_eq(events, &self.events);
-        drop(self.faults.watched.unlink(self.vm.as_usize(), ours));
+        drop(self.faults.watched.unlink(&self.watched));
         self.faults.attached.leave();
     }
 }
@@ -119,7 +130,7 @@ unsafe extern "C" fn fault_probe<T: FaultEvents>(
     error: u64,
 ) {
     // SAFETY: `data` is the table in `Attached`, kept until the probe is detached and waited for.
-    let watched = unsafe { &*data.cast::<Table<T>>() };
+    let watched = unsafe { &*data.cast::<Table<Watched<T>>>() };
     // SAFETY: The tracepoint fires on the thread that runs this vCPU.
     let vm = unsafe { Vcpu::from_raw(vcpu) }.vm();
     let key = vm.key().as_usize();
@@ -128,7 +139,7 @@ unsafe extern "C" fn fault_probe<T: FaultEvents>(
         return;
     }
     let guard = rcu::read_lock();
-    if let Some(events) = watched.find(key, Reader::of(&guard)) {
-        events.written(Gpa(address).gfn(), vm.generation());
+    if let Some(found) = watched.find(key, Reader::of(&guard)) {
+        found.events.written(Gpa(address).gfn(), vm.generation());
     }
 }
