@@ -28,7 +28,7 @@ use own_work::OwnQueue;
 use rcu_table::{Reader, Table, Unlinked};
 
 use crate::{
-    birth::Birth,
+    birth::Births,
     budget::Budget,
     debug::{Directory, VmDirectory},
     functions,
@@ -53,6 +53,7 @@ pub(crate) struct Host {
     closing: Atomic<bool>,
     /// Burials, and what is given up late.
     works: Arc<OwnQueue>,
+    births: Births,
     probes: Arc<ExitProbes<Host>>,
     directory: Directory,
     /// Rings by vCPU, for the exit path.
@@ -117,12 +118,14 @@ impl Host {
     pub(crate) fn start(budget: Budget, max_defer: Delta) -> Result<Running, StartError> {
         let works = Arc::new(OwnQueue::new()?, GFP_KERNEL).map_err(Error::from)?;
         let probes = ExitProbes::find(works.clone())?;
+        let births = Births::new()?;
         let host = Arc::pin_init(
             try_pin_init!(Self {
                 budget,
                 started: Atomic::new(false),
                 closing: Atomic::new(false),
                 works,
+                births,
                 probes,
                 directory: Directory::new()?,
                 by_vcpu <- Table::new(),
@@ -346,7 +349,7 @@ impl Events for Host {
         // A module that fails to load is freed although files of it are open. Nothing fails after the last hook,
         // which is that on hypercalls.
         if this.started.load(Acquire) && !this.is_closing() {
-            Birth::announce(this.into(), vm);
+            this.births.announce(this, vm);
         }
     }
 

@@ -66,17 +66,17 @@ impl<T: Deferred> TaskWork<T> {
         }
     }
 
-    /// Queues `this` on the current task, unless it is queued already. `payload` is only made if it is
-    /// needed. Any context in which `current` is a user thread; interrupts may be off.
+    /// Queues `this` on the current task, unless it is queued already; returns whether it did. `payload` is
+    /// only made if it is needed. In a system call of a user thread; interrupts may be off. Takes no lock.
     #[inline]
-    pub fn queue(this: ArcBorrow<'_, T>, payload: impl FnOnce() -> Option<T::Payload>) {
+    pub fn queue(this: ArcBorrow<'_, T>, payload: impl FnOnce() -> Option<T::Payload>) -> bool {
         let work = this.task_work();
         if work.queued.load(Ordering::Relaxed) || work.queued.swap(true, Ordering::SeqCst) {
-            return;
+            return false;
         }
         let Some(payload) = payload() else {
             work.queued.store(false, Ordering::Release);
-            return;
+            return false;
         };
         IN_FLIGHT.fetch_add(1, Ordering::Relaxed);
         // SAFETY: By the type invariant the flag just set makes the payload ours.
@@ -85,13 +85,14 @@ impl<T: Deferred> TaskWork<T> {
         let added =
             unsafe { bindings::dlh_task_work_add_current(work.item.get(), Some(Self::entry)) };
         if added != 0 {
-            // The task is exiting: it will not enter the guest again.
+            // The task is exiting and makes no system calls, so it cannot be here; nobody waits for this.
             // SAFETY: Not linked, so still ours.
             let payload = unsafe { (*work.payload.get()).take() };
             work.queued.store(false, Ordering::Release);
             drop(payload);
             IN_FLIGHT.fetch_sub(1, Ordering::Release);
         }
+        added == 0
     }
 
     /// Called on the task that it was queued on.

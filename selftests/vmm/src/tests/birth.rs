@@ -5,8 +5,10 @@
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
+use std::sync::Barrier;
+use std::thread;
 
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Kvm, VmFd};
 
 use super::check_vm_works;
 use crate::ktap::{check, check_eq, Case, CaseResult, Result, Verdict};
@@ -22,6 +24,7 @@ pub(super) fn cases() -> Vec<Case> {
         Case::new("a VM under the descriptor of one that still lives", same_descriptor),
         Case::new("a hundred VMs at the same time", hundred),
         Case::new("a VM that another thread has made, and has ended", another_thread),
+        Case::new("VMs that sixteen threads make at the same time", threads),
     ]
 }
 
@@ -112,5 +115,37 @@ fn hundred() -> CaseResult {
     // And they are of use.
     let vm = Vm::new(VmConfig::default())?;
     vm.stats()?.check_law()?;
+    Ok(Verdict::Pass)
+}
+
+/// More than once around the places that the module has for VMs that are being made.
+fn threads() -> CaseResult {
+    const THREADS: usize = 16;
+    const EACH: usize = 10;
+    all_gone()?;
+    let start = Barrier::new(THREADS);
+    let vms = thread::scope(|scope| -> Result<Vec<VmFd>> {
+        let makers: Vec<_> = (0..THREADS)
+            .map(|_| {
+                scope.spawn(|| -> Result<Vec<VmFd>> {
+                    let kvm = Kvm::new()?;
+                    start.wait();
+                    (0..EACH).map(|_| Ok(kvm.create_vm()?)).collect()
+                })
+            })
+            .collect();
+        let mut vms = Vec::new();
+        for maker in makers {
+            vms.extend(maker.join().map_err(|_| "a thread that makes VMs died")??);
+        }
+        Ok(vms)
+    })?;
+    // KVM names the directory of a VM by the thread that made it.
+    let named = fs::read_dir(format!("{DEBUGFS}/kvm_dlh"))?.count();
+    check_eq!(named, THREADS * EACH, "queues");
+    drop(vms);
+    wait_until(PATIENCE, "the queues are gone", || {
+        fs::read_dir(format!("{DEBUGFS}/kvm_dlh")).is_ok_and(|entries| entries.count() == 0)
+    })?;
     Ok(Verdict::Pass)
 }
