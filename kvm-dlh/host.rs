@@ -6,7 +6,7 @@ use dlh_abi::Error as CallError;
 use kernel::{
     new_mutex,
     prelude::*,
-    rbtree::RBTree,
+    rbtree::{RBTree, RBTreeNode},
     sync::{
         atomic::{
             ordering::{Acquire, Relaxed, Release},
@@ -78,7 +78,8 @@ pub(crate) struct Host {
 
 struct Member {
     queue: Arc<VmQueue>,
-    _directory: VmDirectory,
+    /// Made a moment after the queue, by who made that.
+    directory: Option<VmDirectory>,
 }
 
 /// Why the module could not start.
@@ -191,36 +192,53 @@ impl Host {
         self.queue_of(vcpu.vm())
     }
 
-    /// The queue of `vm`, made if there is none yet. May sleep.
+    /// The queue of the living VM at `key`, if it has one.
+    fn known(&self, key: usize) -> Option<Arc<VmQueue>> {
+        let guard = rcu::read_lock();
+        // The newest one at that address comes first.
+        let queue = self.by_vm.find(key, Reader::of(&guard))?;
+        (!queue.is_dead()).then(|| queue.into())
+    }
+
+    /// The queue of `vm`, made if there is none yet. On a thread of the VMM, which the memory for it is
+    /// charged to; may sleep.
     pub(crate) fn queue_of(self: &Arc<Self>, vm: &Vm) -> Result<Arc<VmQueue>, CallError> {
         let key = vm.key().as_usize();
-        // Held throughout, so that two vCPUs do not make two queues.
-        let mut vms = self.vms.lock();
+        if let Some(queue) = self.known(key) {
+            return Ok(queue);
+        }
         if self.is_closing() {
             return Err(CallError::Gone);
         }
-        {
-            let guard = rcu::read_lock();
-            // The newest one at that address comes first.
-            if let Some(queue) = self.by_vm.find(key, Reader::of(&guard)) {
-                if !queue.is_dead() {
-                    return Ok(queue.into());
-                }
-            }
-        }
         let no_memory = |_: Error| CallError::NoMemory;
+        // Whatever may wait for memory is done outside the lock: other tenants take it, too.
         let serial = self.next_serial.fetch_add(1, Relaxed);
         let name = self.directory.name_for(vm, serial).map_err(no_memory)?;
         let queue = VmQueue::new(self, serial, name).map_err(no_memory)?;
-        let directory = self.directory.add(&queue).map_err(no_memory)?;
-        let member = Member { queue: queue.clone(), _directory: directory };
-        vms.try_create_and_insert(serial, member, GFP_KERNEL_ACCOUNT)
-            .map_err(|_| CallError::NoMemory)?;
-        let found = self.by_vm.insert(key, queue.clone());
-        let failed = if found.is_err() { vms.remove(&serial) } else { None };
-        drop(vms);
-        drop(failed);
-        found.map_err(no_memory)?;
+        let member = Member { queue: queue.clone(), directory: None };
+        let node =
+            RBTreeNode::new(serial, member, GFP_KERNEL_ACCOUNT).map_err(|_| CallError::NoMemory)?;
+        {
+            let mut vms = self.vms.lock();
+            let found = self.known(key);
+            let closing = self.is_closing();
+            if found.is_some() || closing {
+                drop(vms);
+                // Another vCPU was faster, or the module goes. What was made goes outside the lock, too.
+                drop((node, queue));
+                return if closing { Err(CallError::Gone) } else { found.ok_or(CallError::Gone) };
+            }
+            // It is in no table yet, so this does not fail.
+            self.by_vm.insert(key, queue.clone()).map_err(no_memory)?;
+            vms.insert(node);
+        }
+        // By who made the queue only, so that the name is taken once. The VM lives as long as this takes, and
+        // the module waits for it, so that its member is there. Without memory it is not shown.
+        if let Ok(directory) = self.directory.add(&queue) {
+            if let Some(member) = self.vms.lock().get_mut(&serial) {
+                member.directory = Some(directory);
+            }
+        }
         Ok(queue)
     }
 

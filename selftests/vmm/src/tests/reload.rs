@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
+use std::sync::Barrier;
 use std::time::Duration;
 
 use dlh_abi::{has_passed, Call, Error, Function, Operation, FEATURE_FREE_PAGES};
@@ -13,7 +14,7 @@ use super::{check_ring_works, check_vm_works};
 use crate::ktap::{check, check_eq, failed, Case, CaseResult, Result, Verdict};
 use crate::memory::{Backing, Mapping};
 use crate::ring::{Ring, NOP};
-use crate::stats::vms;
+use crate::stats::{self, vms};
 use crate::thread::{wait_until, with_vcpu, PATIENCE};
 use crate::vcpu::{Exit, Stop};
 use crate::vm::{Vm, VmConfig, BASE};
@@ -32,6 +33,7 @@ pub(super) fn cases(modules: PathBuf) -> Vec<Case> {
     let modules = Rc::new(Modules(modules));
     const CASES: &[Entry] = &[
         ("a VM that was there before the module", vm_was_first),
+        ("all vCPUs of a VM that was first make its first call", first_calls),
         ("a VM that outlives the module", vm_outlives),
         ("the module goes while entries flow", goes_in_a_flood),
         ("the module comes and goes while entries flow", comes_and_goes),
@@ -93,6 +95,39 @@ fn vm_was_first(modules: &Modules) -> CaseResult {
         check_vm_works(&mut vm)?;
         modules.remove("kvm_dlh")?;
         check_absent(&mut vm)?;
+    }
+    Ok(Verdict::Pass)
+}
+
+/// They meet in making the VM's queue: it is one, under the VM's name.
+fn first_calls(modules: &Modules) -> CaseResult {
+    const VCPUS: usize = 8;
+    let mut vm = Vm::new(VmConfig { vcpus: VCPUS, ..VmConfig::default() })?;
+    for _ in 0..ROUNDS {
+        modules.insert("kvm_dlh")?;
+        let start = Barrier::new(VCPUS);
+        std::thread::scope(|scope| {
+            let callers: Vec<_> = vm
+                .vcpus
+                .iter_mut()
+                .map(|vcpu| {
+                    scope.spawn(|| {
+                        start.wait();
+                        vcpu.hypercall(FEATURES, 0, 0, 0)
+                    })
+                })
+                .collect();
+            callers.into_iter().try_for_each(|caller| -> Result<()> {
+                let rax = caller.join().map_err(|_| "a vCPU thread panicked")??;
+                check!(rax > 0, "FEATURES failed");
+                Ok(())
+            })
+        })?;
+        let names = stats::directories("kvm_dlh", std::process::id())?;
+        check_eq!(names.len(), 1, "queues of one VM: {names:?}");
+        check_eq!(vm.stats()?.get("hypercalls")?, VCPUS as u64, "calls that its queue has counted");
+        check_vm_works(&mut vm)?;
+        modules.remove("kvm_dlh")?;
     }
     Ok(Verdict::Pass)
 }
