@@ -117,9 +117,11 @@ pub(crate) struct Running {
 impl Host {
     /// Attaches the hooks. May sleep.
     pub(crate) fn start(budget: Budget, max_defer: Delta) -> Result<Running, StartError> {
-        let works = Arc::new(OwnQueue::new()?, GFP_KERNEL).map_err(Error::from)?;
+        let works = OwnQueue::new()
+            .and_then(|queue| Ok(Arc::new(queue, GFP_KERNEL)?))
+            .map_err(StartError::without("workqueue"))?;
         let probes = ExitProbes::find(works.clone())?;
-        let births = Births::new()?;
+        let births = Births::new().map_err(StartError::without("memory"))?;
         let host = Arc::pin_init(
             try_pin_init!(Self {
                 budget,

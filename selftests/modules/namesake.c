@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-/* For 13-patching.py: has functions of the same names as those of KVM that kvm_dlh.ko hooks. */
+/* For 15-patching.py: has functions of the same names as those of KVM that kvm_dlh.ko hooks. */
 
 #include <linux/module.h>
 
