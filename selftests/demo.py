@@ -7,8 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+from vm.driver import settle
 from vm.guest import Guest
 from vm.host import Bridge, Dlh, insert_host_modules
+from vm.patience import PATIENCE
 
 FILL_MIB = 320
 BINARY = "/src/kvm-dlh/build/bin/dlh-churn"
@@ -34,17 +36,17 @@ def main() -> int:
                 flush=True,
             )
 
-        dlh.settle()
+        settle(guest)
         before = guest.rss_kib()
         show("booted, all reported")
         number = guest.begin(f"dlh-churn fill --mib {FILL_MIB} < /dev/null & sleep 3; wait")
-        guest.finish(number, timeout=120)
+        guest.finish(number)
         # The process kept its memory until its input ended; the high-water mark is the VMM's own.
         full = guest.status_kib("VmHWM")
         show("filled and freed")
         calls, exits = dlh.get("executed"), guest.kvm_stat("hypercalls")
         start = time.monotonic()
-        while time.monotonic() - start < 40 and guest.rss_kib() > before * 1.1:
+        while time.monotonic() - start < PATIENCE and guest.rss_kib() > before * 1.1:
             time.sleep(1)
             show(f"{time.monotonic() - start:4.0f} s after freeing")
         after, seconds = guest.rss_kib(), time.monotonic() - start

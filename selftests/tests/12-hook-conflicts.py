@@ -10,11 +10,11 @@ module is not in theirs, whichever comes first.
 
 import re
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 from vm import ktap
+from vm.patience import wait_until
 
 BUILD = Path("/src/kvm-dlh/build")
 TRACING = Path("/sys/kernel/tracing")
@@ -89,18 +89,14 @@ def live_patch_goes() -> None:
     state = Path("/sys/kernel/livepatch/live_patch")
     settle_live_patch()
     (state / "enabled").write_text("0")
-    deadline = time.monotonic() + 60
-    while state.exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until(lambda: not state.exists())
     run("rmmod", "live_patch")
 
 
 def settle_live_patch() -> None:
     """Waits until every task has gone over to the patched code."""
     transition = Path("/sys/kernel/livepatch/live_patch/transition")
-    deadline = time.monotonic() + 60
-    while transition.exists() and transition.read_text() != "0\n" and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_until(lambda: not transition.exists() or transition.read_text() == "0\n")
 
 
 def owner_first(name: str, works: Callable[[], bool], goes: Callable[[], None]) -> None:

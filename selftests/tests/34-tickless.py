@@ -1,7 +1,10 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0
-# vm: smp=2 mem=2G timeout=180 append="nohz_full=1 isolcpus=1 rcu_nocbs=1"
-"""Entries of a vCPU that does not exit by itself, on a CPU without a timer tick, wait for max_defer_us."""
+# vm: smp=2 mem=2G icount=yes timeout=180 append="nohz_full=1 isolcpus=1 rcu_nocbs=1"
+"""Entries of a vCPU that does not exit by itself, on a CPU without a timer tick, wait for max_defer_us.
+
+Instructions are counted as time: an entry waits as long on any machine.
+"""
 
 import subprocess
 from pathlib import Path

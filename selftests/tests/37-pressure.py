@@ -8,6 +8,7 @@ its memory too. Then two guests have equal pages, which the host's KSM has merge
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from vm.driver import (
     CHURN,
     DRIVER,
     EAGER,
+    Check,
     begin_load,
     check_command,
     check_result,
@@ -31,10 +33,9 @@ from vm.memory import MemoryCgroup, hold, host_vmstat, let_go, make_ram_disks, s
 # What a guest needs for stress-ng, by its paths there.
 STRESS_NG = CHURN.parents[1] / "stress-ng"
 KSM = Path("/sys/kernel/mm/ksm")
-SECONDS = 12
-CHECK = check_command(SECONDS, threads=3, mib=24)
+CHECK = check_command(12, threads=3, mib=24)
 STRESS = (
-    f"stress-ng --timeout {SECONDS} --verify --oomable --temp-path /tmp --vm 1 --vm-bytes 48M "
+    "stress-ng --timeout 12 --verify --oomable --temp-path /tmp --vm 1 --vm-bytes 48M "
     "--malloc 1 --malloc-bytes 32M --memfd 1 --memfd-bytes 16M --mmap 1 --mmap-bytes 24M --fork 1"
 )
 # What the data check and stress-ng find available in the guest: less than they use.
@@ -56,14 +57,23 @@ def vmstat(guest: Guest, *names: str) -> int:
     return sum(int(line.split()[1]) for line in lines if line.startswith(names))
 
 
-def racing(guest: Guest, what: str, stress: bool) -> None:
-    """Memory is used, reported, merged and verified at the same time: 4 results."""
+def racing(guest: Guest, what: str, stress: bool, is_short: Callable[[], bool]) -> None:
+    """Memory is used, reported, merged and verified at the same time, until it has been short: 4 results."""
     dlh, bridge = Dlh(guest.pid), Bridge(guest.pid)
-    merged = bridge.get("merged_pages")
     beside = f"({STRESS} > /tmp/stress 2>&1; echo $? > /tmp/stressed) & " if stress else ""
-    output = guest.run(f"{beside}{CHECK}; status=$?; wait; exit $status", timeout=SECONDS + 120).output
-    found = check_result(output)
-    merged = bridge.get("merged_pages") - merged
+    begun = bridge.get("merged_pages")
+    found = check_result(guest.run(f"{beside}{CHECK}; status=$?; wait; exit $status").output)
+
+    def enough() -> bool:
+        """Until memory has been used, merged, and short, whoever has been fast or slow."""
+        nonlocal found
+        if bridge.get("merged_pages") - begun > 1024 and is_short():
+            return True
+        found = Check(*map(sum, zip(found, check_result(guest.run(CHECK).output), strict=True)))
+        return False
+
+    wait_until(enough, pause=0)
+    merged = bridge.get("merged_pages") - begun
     ktap.comment(f"{what}: {found}, {merged >> 8} MiB merged meanwhile; driver {stats(guest)}")
     ktap.ok(found.laps > 4 and merged > 1024, f"{what}: memory is used and merged at the same time", found, merged)
     ktap.equal(found.wrong, 0, f"{what}: every word is what was written")
@@ -82,9 +92,17 @@ def swapping(guest: Guest, cgroup: MemoryCgroup, stress: bool) -> None:
     before = [vmstat(guest, name) for name in names]
     available = int(guest.check("awk '/^MemAvailable/ { print $2 }' /proc/meminfo")) >> 10
     filled = hold(guest, available - SPARE_MIB)
-    racing(guest, "a guest that swaps", stress)
+
+    def counted() -> list[int]:
+        return [vmstat(guest, name) - old for name, old in zip(names, before, strict=True)]
+
+    def guest_is_short() -> bool:
+        swapped, stalled, _ = counted()
+        return swapped > 1000 and stalled > 10
+
+    racing(guest, "a guest that swaps", stress, guest_is_short)
     let_go(guest)
-    swapped, stalled, killed = (vmstat(guest, name) - old for name, old in zip(names, before, strict=True))
+    swapped, stalled, killed = counted()
     ktap.comment(f"{swapped} pages swapped out by the guest, {stalled} allocations reclaimed for themselves")
     short = filled and swapped > 1000 and stalled > 10 and not killed
     ktap.ok(short, "a guest that swaps: it was short of memory", swapped, stalled, killed)
@@ -92,7 +110,7 @@ def swapping(guest: Guest, cgroup: MemoryCgroup, stress: bool) -> None:
     size = cgroup.mib("current")
     out = host_vmstat("pswpout")
     cgroup.limit(size // 2)
-    racing(guest, "a host that swaps", stress)
+    racing(guest, "a host that swaps", stress, lambda: host_vmstat("pswpout") - out > 1000)
     out = host_vmstat("pswpout") - out
     ktap.comment(f"{size // 2} of {size} MiB allowed, {cgroup.mib('swap.current')} MiB in swap, {out} pages written")
     ktap.ok(out > 1000, "a host that swaps: it was short of memory", out)
@@ -131,7 +149,7 @@ def merged_by_ksm(pair: list[Guest]) -> None:
         guest.check("cp /equal /tmp/equal")
     scans = ksm("full_scans")
     # Pages are merged when a scan finds them as the one before did.
-    wait_until(lambda: ksm("full_scans") > scans + 3, 90)
+    wait_until(lambda: ksm("full_scans") > scans + 3 and ksm("pages_sharing") > 3 * pages)
     full = ksm("pages_sharing")
     # There are four copies of each page.
     ktap.ok(full > 3 * pages, "KSM merges pages of two guests", full)
@@ -139,12 +157,12 @@ def merged_by_ksm(pair: list[Guest]) -> None:
     for guest in pair:
         begin_load(guest)
     second.check("rm /tmp/equal")
-    fallen = wait_until(lambda: ksm("pages_sharing") < full - pages // 2, 60)
+    fallen = wait_until(lambda: ksm("pages_sharing") < full - pages // 2)
     low = ksm("pages_sharing")
     ktap.ok(fallen, "it has fewer when one of them reports its own free", full, low)
     ktap.equal(len(digests(first)), 1, "which the other one keeps")
     second.check("cp /equal /tmp/equal")
-    more = wait_until(lambda: ksm("pages_sharing") > low + pages // 2, 60)
+    more = wait_until(lambda: ksm("pages_sharing") > low + pages // 2)
     ktap.comment(f"pages KSM saves: {full}, then {low}, then {ksm('pages_sharing')}; {pages} are in a file")
     ktap.ok(more and len(digests(second)) == 1, "and it goes on merging", low, ksm("pages_sharing"))
     for guest in pair:

@@ -20,14 +20,14 @@ from vm.driver import (
     EAGER,
     check_command,
     check_data,
+    forgotten,
     host_rings,
     lawful,
     wait_above,
     wait_more,
-    wait_until,
 )
 from vm.guest import Guest, write_initramfs
-from vm.host import DEBUGFS, Dlh, insert_host_modules, remove_host_modules
+from vm.host import Dlh, insert_host_modules, remove_host_modules
 from vm.kernel_log import scan
 
 KERNEL = Path(f"/kernel/{os.environ['KREL']}/vmlinuz")
@@ -39,7 +39,7 @@ PANIC = "sysrq: Trigger a crash"
 def report_busily(guest: Guest, dlh: Dlh) -> None:
     """Leaves the guest in the middle of taking, giving back and reporting pages."""
     executed = dlh.get("executed")
-    guest.check(f"{check_command(1000, mib=24)} > /dev/null &")
+    guest.check(f"{check_command(1, mib=24, until="/never")} > /dev/null &")
     if not wait_above(dlh, "executed", executed + 50):
         raise RuntimeError("the guest does not report")
 
@@ -49,7 +49,7 @@ def successor(guest: Guest, dlh: Dlh, what: str) -> None:
     executed, rings = dlh.get("executed"), host_rings(guest)
     available = int(guest.check("awk '/^MemAvailable/ { print $2 }' /proc/meminfo")) >> 10
     guest.check(f"dlh-churn fill --mib {available - 48}")
-    found = check_data(guest, 3)
+    found = check_data(guest)
     ktap.comment(f"{what}: the host had {rings}, now {host_rings(guest)}, {dlh.get('rings_broken')} broke")
     ktap.comment(f"{what}: {available - 48} MiB used; {found}")
     ktap.ok(found.laps > 0 and found.wrong == 0, f"{what}: memory keeps what is written, without a driver", found)
@@ -63,7 +63,7 @@ def successor(guest: Guest, dlh: Dlh, what: str) -> None:
         rings,
         dlh.all(),
     )
-    found = check_data(guest, 3)
+    found = check_data(guest)
     seen, _ = wait_more(guest, "ranges", 0)
     ktap.ok(
         found.laps > 0 and found.wrong == 0 and seen["ranges"] > 0 and seen["failed"] == seen["lost"] == 0,
@@ -80,7 +80,6 @@ def load(guest: Guest, append: str, *arguments: str) -> None:
     append = guest.check("cat /proc/cmdline").strip() + " " + append
     guest.check(
         f"dlh-kexec load --kernel /vmlinuz --initrd /next.cpio --append '{append}' {' '.join(arguments)}",
-        timeout=120,
     )
 
 
@@ -152,6 +151,6 @@ with Guest(
     panics, log = without_panics(guest.console())
     ktap.equal((panics, scan(log)), (2, []), "the guest's log is clean, but for the panics it was told to have")
     guest.kill()
-ktap.ok(wait_until(lambda: not any(DEBUGFS.glob("k*/[0-9]*-*"))), "nothing of the VM is left")
+ktap.ok(forgotten(vmm), "nothing of the VM is left")
 remove_host_modules()
 ktap.done()

@@ -17,10 +17,11 @@ from vm.driver import (
     CHURN,
     DRIVER,
     EAGER,
-    begin_check,
-    end_check,
+    begin_load,
+    end_load,
     host_rings,
     lawful,
+    most_failures,
     stats,
     use_memory,
     wait_above,
@@ -32,7 +33,6 @@ from vm.host import Dlh, insert_host_modules, remove_host_modules
 
 DISK = Path("/tmp/disk.qcow2")
 STATE = Path("/tmp/state")
-CHECK_SECONDS = 10
 ARGUMENTS: dict[str, Any] = {
     "mem": "256M",
     "smp": 2,
@@ -40,9 +40,11 @@ ARGUMENTS: dict[str, Any] = {
     "binaries": [CHURN],
     **EAGER,
 }
-# The time-out, at most 5 s until another ring is tried, and what an emulated host takes.
-BOUND = 40.0
 WATCH_SECONDS = 15
+# A CPU of the guest without a ring asks for one so often.
+RING_SECONDS = 5
+# After so many seconds of failures the pauses are not shorter than that.
+FAILING_SECONDS, PAUSE = 10, 6.4
 
 
 def make_disk(guest: Guest) -> None:
@@ -71,18 +73,18 @@ def progress(guest: Guest, dlh: Dlh) -> bool:
 
 def recover(guest: Guest, dlh: Dlh, what: str, lost: int, setups: int) -> None:
     """The driver finds out and reports through a new ring, and nothing is lost meanwhile: 4 results."""
-    seen, seconds = wait_more(guest, "setups", setups, BOUND)
+    seen, seconds = wait_more(guest, "setups", setups)
     ktap.ok(
-        seen["setups"] > setups and seen["lost"] > lost and seconds < BOUND,
-        f"{what}: the driver loses a ring and sets up another, within {BOUND:.0f} s",
+        seen["setups"] > setups and seen["lost"] > lost,
+        f"{what}: the driver loses a ring and sets up another",
         seconds,
         seen,
     )
     ranges = seen["ranges"]
-    seen, more = wait_more(guest, "ranges", ranges, BOUND)
+    seen, more = wait_more(guest, "ranges", ranges)
     rings = host_rings(guest)
     ktap.ok(seen["ranges"] > ranges and any(ring.active for ring in rings.values()), f"{what}: it reports", seen, rings)
-    found = end_check(guest)
+    found = end_load(guest)
     ktap.ok(found.laps > 0 and found.wrong == 0, f"{what}: the data check of before finds every word", found)
     ktap.ok(lawful(dlh), f"{what}: no call is lost", dlh.all())
     ktap.comment(f"{what}: new ring after {seconds:.1f} s, reports {more:.1f} s later; {found}; {seen}")
@@ -93,7 +95,7 @@ insert_host_modules()
 with Guest(**ARGUMENTS) as guest:
     dlh = Dlh(guest.pid)
     make_disk(guest)
-    begin_check(guest, CHECK_SECONDS)
+    begin_load(guest)
     ktap.ok(progress(guest, dlh), "a guest reports pages in the middle of a data check")
     saved = stats(guest)
     start = time.monotonic()
@@ -114,7 +116,7 @@ with Guest(**ARGUMENTS) as guest:
         ktap.comment(f"{lap}: {before}, then {host_rings(guest)}; {dlh.get('executed') - executed} executed")
         recover(guest, dlh, lap, saved["lost"], saved["setups"])
 
-    begin_check(guest, CHECK_SECONDS)
+    begin_load(guest)
     ktap.ok(progress(guest, dlh), "another data check")
     saved = stats(guest)
     guest.save(STATE)
@@ -128,26 +130,31 @@ with Guest(**ARGUMENTS, incoming=STATE) as other:
 
 remove_host_modules()
 with Guest(**ARGUMENTS, incoming=STATE) as other:
-    seen, seconds = wait_more(other, "lost", saved["lost"], BOUND)
+    start = time.monotonic()
+    seen, seconds = wait_more(other, "lost", saved["lost"])
     once = (seen["lost"], seen["rings"]) == (saved["lost"] + 1, 0)
     ktap.ok(once, "a host without the modules: with the first ring it loses the driver gives back all", seconds, seen)
-    start = time.monotonic()
-    while time.monotonic() - start < 10:
+    failing = time.monotonic()
+    while time.monotonic() - failing < FAILING_SECONDS:
         use_memory(other)
     later = stats(other)
+    # Longer than what is counted took: a busy machine makes it longer still, and allows no more.
+    took = time.monotonic() - start
     calls, reports = (later[name] - seen[name] for name in ("hypercalls", "reports"))
-    # A report makes one call, and every 5 s a CPU asks for a ring.
-    ktap.ok(calls <= 2 * reports + 4, "a host without the modules: it goes quiet", calls, reports)
-    # 0.1, 0.2, ... 6.4 s after each other, while much is freed.
-    ktap.ok(reports <= 8, "a host without the modules: however much is freed", reports)
+    # A report makes one call, and each CPU asks for a ring now and then.
+    asked = 2 * (1 + took // RING_SECONDS)
+    ktap.ok(calls <= 2 * reports + asked, "a host without the modules: it goes quiet", calls, reports, took)
+    most = most_failures(took)
+    ktap.ok(reports <= most, "a host without the modules: however much is freed", reports, most)
     same = (later["ranges"], later["waits"]) == (seen["ranges"], seen["waits"])
     ktap.ok(same, "a host without the modules: it reports nothing, and keeps no page waiting", seen, later)
-    before = other.kvm_stat("hypercalls")
+    start, before = time.monotonic(), other.kvm_stat("hypercalls")
     time.sleep(WATCH_SECONDS)
-    idle = other.kvm_stat("hypercalls") - before
-    # Every 6.4 s, and then every 10 s, for a ring and for a call.
-    ktap.ok(idle <= 6, f"a host without the modules: it asks {idle} times in {WATCH_SECONDS} s when the guest is idle")
-    ktap.comment(f"lost after {seconds:.1f} s; {calls} calls and {reports} reports in 10 s; {later}")
+    idle, watched = other.kvm_stat("hypercalls") - before, time.monotonic() - start
+    # For a ring and for a call.
+    most = 2 * (1 + watched // PAUSE)
+    ktap.ok(idle <= most, f"a host without the modules: it asks {idle} times in {watched:.0f} s when the guest is idle")
+    ktap.comment(f"lost after {seconds:.1f} s; {calls} calls and {reports} reports in {took:.0f} s; {later}")
     insert_host_modules()
     recover(other, Dlh(other.pid), "the modules come back", saved["lost"], later["setups"])
 remove_host_modules()

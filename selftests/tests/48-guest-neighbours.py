@@ -7,17 +7,16 @@ A balloon that reports nothing inflates and deflates beside it. Who reports free
 the other one may follow. A kernel that zeroes what is freed expects zeroes where it allocates.
 """
 
-import time
-
 from vm import ktap
 from vm.driver import (
     CHURN,
     DRIVER,
     EAGER,
-    begin_check,
+    Check,
+    begin_load,
     check_command,
     check_result,
-    end_check,
+    end_load,
     host_rings,
     lawful,
     stats,
@@ -26,12 +25,12 @@ from vm.driver import (
 )
 from vm.guest import Guest
 from vm.host import Bridge, Dlh, insert_host_modules, remove_host_modules
+from vm.memory import hold, let_go
 
 MIB = 1 << 20
 MEM_MIB = 384
 SMALL_MIB = 336
 LAPS = 2
-CHECK_SECONDS = 12
 FILL_MIB = 128
 
 
@@ -49,36 +48,34 @@ def balloon(guest: Guest, mib: int) -> bool:
 def beside(guest: Guest) -> None:
     """A balloon inflates and deflates while pages are reported: 6 results."""
     dlh, bridge = Dlh(guest.pid), Bridge(guest.pid)
-    begin_check(guest, CHECK_SECONDS)
+    begin_load(guest)
     wait_above(bridge, "merged_pages", 0)
-    inflated, deflated, executed, seconds = [], [], [], []
+    inflated, deflated, executed = [], [], []
     for _ in range(LAPS):
-        calls, start = dlh.get("executed"), time.monotonic()
+        calls = dlh.get("executed")
         inflated.append(balloon(guest, SMALL_MIB))
         executed.append(wait_above(dlh, "executed", calls))
         calls = dlh.get("executed")
-        seconds.append(round(time.monotonic() - start, 1))
         deflated.append(balloon(guest, MEM_MIB))
         # What the balloon gives back is free again.
         executed.append(wait_above(dlh, "executed", calls + (MEM_MIB - SMALL_MIB) // 8))
     ktap.ok(all(inflated), f"the balloon takes {MEM_MIB - SMALL_MIB} MiB of a guest that reports, {LAPS} times", inflated)
     ktap.ok(all(deflated), "and gives them back", deflated)
     ktap.ok(all(executed), "pages are reported before and after", executed)
-    found = end_check(guest)
+    found = end_load(guest)
     ktap.ok(found.laps > 0 and found.wrong == 0, "every word is what was written meanwhile", found)
     seen = stats(guest)
     ktap.ok(seen["failed"] == 0 and seen["lost"] == 0, "no report fails", seen)
     ktap.ok(lawful(dlh), "no call is lost", dlh.all())
-    ktap.comment(f"inflated after {seconds} s; {found}; {seen}")
+    ktap.comment(f"{found}; {seen}")
 
 
 def returns(guest: Guest) -> bool:
     """Whether the host gets back what the guest fills and frees."""
-    begun, full = guest.begin(f"(sleep 5; echo) | dlh-churn fill --mib {FILL_MIB}"), 0
-    for _ in range(20):
-        full = max(full, guest.rss_kib())
-        time.sleep(0.2)
-    guest.finish(begun)
+    if not hold(guest, FILL_MIB):
+        return False
+    full = guest.rss_kib()
+    let_go(guest)
     return wait_until(lambda: guest.rss_kib() < full - FILL_MIB * 512)
 
 
@@ -103,14 +100,25 @@ def zeroed(guest: Guest) -> None:
     """A kernel that zeroes what is freed finds zeroes: 4 results."""
     bridge, dlh = Bridge(guest.pid), Dlh(guest.pid)
     ktap.ok("heap free:on" in guest.check("dmesg"), "the guest's kernel zeroes pages when they are freed")
-    merged = bridge.get("merged_pages")
-    check = check_command(CHECK_SECONDS, threads=1)
-    output = guest.run(
-        f"{check} > /tmp/check & dlh-churn zeroes --seconds {CHECK_SECONDS} --mib 33; wait; cat /tmp/check",
-        timeout=CHECK_SECONDS + 60,
-    ).output
-    zeroes, words = (check_result(line) for line in output.splitlines(keepends=True))
-    merged = bridge.get("merged_pages") - merged
+    before = bridge.get("merged_pages")
+    check = check_command(4, threads=1, until="/tmp/zeroed")
+    command = (
+        f"rm -f /tmp/zeroed; {check} > /tmp/check & dlh-churn zeroes --laps 3 --mib 33; "
+        "touch /tmp/zeroed; wait; cat /tmp/check"
+    )
+    zeroes = words = Check(0, 0, 0)
+
+    def enough() -> bool:
+        """Until pages have been merged meanwhile."""
+        nonlocal zeroes, words
+        found = (check_result(line) for line in guest.run(command).output.splitlines(keepends=True))
+        zeroes, words = (
+            Check(*map(sum, zip(old, new, strict=True))) for old, new in zip((zeroes, words), found, strict=True)
+        )
+        return bridge.get("merged_pages") - before > 256
+
+    wait_until(enough, pause=0)
+    merged = bridge.get("merged_pages") - before
     ktap.comment(f"{merged // 256} MiB merged; zeroes: {zeroes}; words: {words}")
     ktap.ok(zeroes.laps >= 2 and zeroes.wrong == 0 and merged > 256, "fresh memory is zeroes, reported or not", zeroes, merged)
     ktap.ok(words.laps > 3 and words.wrong == 0, "every word is what was written", words)

@@ -8,6 +8,8 @@ import socket
 import time
 from typing import NamedTuple
 
+from .patience import PATIENCE
+
 
 class AgentTimeout(RuntimeError):
     """The guest did not answer in time."""
@@ -46,7 +48,7 @@ class Agent:
         self._number += 1
         lines = command.strip("\n").split("\n")
         text = "".join(f"{line}\n" for line in (f"RUN {self._number} {len(lines)}", *lines))
-        self._connection.settimeout(30)
+        self._connection.settimeout(PATIENCE)
         self._connection.sendall(text.encode())
         return self._number
 

@@ -37,15 +37,20 @@ class Row(NamedTuple):
         return self.vmm, self.memory
 
 
-def outcome(before: Mapping[str, int], after: Mapping[str, int]) -> str:
-    """What became of most of the pages that were judged meanwhile, by the bridge's counters."""
-    judged = {
+def judged(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
+    """How many pages were judged meanwhile, by the bridge's counters, and how."""
+    return {
         name: count - before.get(name, 0)
         for name, count in after.items()
         if name == "merged_pages" or name.startswith("skipped_")
     }
-    most = max(judged, key=lambda name: judged[name], default="")
-    if not judged.get(most):
+
+
+def outcome(before: Mapping[str, int], after: Mapping[str, int]) -> str:
+    """What became of most of the pages that were judged meanwhile, by the bridge's counters."""
+    pages = judged(before, after)
+    most = max(pages, key=lambda name: pages[name], default="")
+    if not pages.get(most):
         return "not reported"
     return "merged" if most == "merged_pages" else f"kept (`{most}`)"
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from .guest import Guest
-from .host import DEBUGFS, MODULES, Bridge, Dlh
+from .find import directories
+from .host import MODULES, Bridge, Dlh
+from .patience import wait_until as wait_until
+from .running import Running
 
 DRIVER = MODULES / "dlh_guest.ko"
 CHURN = MODULES.parent / "bin/dlh-churn"
@@ -44,25 +46,26 @@ class Check(NamedTuple):
     wrong: int
 
 
-def host_rings(guest: Guest) -> dict[int, Ring]:
+def host_rings(guest: Running) -> dict[int, Ring]:
     """The rings the host has of a guest, by vCPU."""
-    rings = {}
-    for path in (DEBUGFS / "kvm_dlh").glob(f"{guest.pid}-*/rings"):
-        for line in path.read_text().splitlines():
-            found = re.match(r"(\d+) gpa=(0x\w+) .*done=(\d+) .*(active|detached)$", line)
-            if not found:
-                raise ValueError(f"{path} says {line!r}")
-            rings[int(found[1])] = Ring(int(found[2], 16), int(found[3]), found[4] == "active")
+    rings: dict[int, Ring] = {}
+    if not (directory := Dlh(guest.pid).directory()):
+        return rings
+    for line in (directory / "rings").read_text().splitlines():
+        found = re.match(r"(\d+) gpa=(0x\w+) .*done=(\d+) .*(active|detached)$", line)
+        if not found:
+            raise ValueError(f"{directory}/rings says {line!r}")
+        rings[int(found[1])] = Ring(int(found[2], 16), int(found[3]), found[4] == "active")
     return rings
 
 
-def stats(guest: Guest) -> dict[str, int]:
+def stats(guest: Running) -> dict[str, int]:
     """The driver's own counters."""
     lines = guest.check(f"cat {_STATS}").splitlines()
     return {name: int(value) for name, value in (line.split() for line in lines)}
 
 
-def use_memory(guest: Guest, mib: int = 16) -> None:
+def use_memory(guest: Running, mib: int = 16) -> None:
     """Takes memory and gives it back, on each CPU in turn, so that there is something to report."""
     guest.check(
         "for cpu in $(seq 0 $(($(nproc) - 1))); do "
@@ -70,18 +73,18 @@ def use_memory(guest: Guest, mib: int = 16) -> None:
     )
 
 
-def fill(guest: Guest, mib: int) -> None:
+def fill(guest: Running, mib: int) -> None:
     """Takes memory and gives it back, once."""
-    guest.check(f"dlh-churn fill --mib {mib}", timeout=120)
+    guest.check(f"dlh-churn fill --mib {mib}")
 
 
-def free_mib(guest: Guest) -> float:
+def free_mib(guest: Running) -> float:
     """What the guest's page allocator has."""
     return int(guest.check("awk '/^MemFree/ { print $2 }' /proc/meminfo")) / 1024
 
 
 @contextmanager
-def stalled(guest: Guest) -> Iterator[None]:
+def stalled(guest: Running) -> Iterator[None]:
     """Has the host's worker that releases the guest's pages stand still; it must be there already."""
     group = Path("/sys/fs/cgroup") / f"stalled-{guest.pid}"
     group.mkdir()
@@ -104,43 +107,66 @@ def stalled(guest: Guest) -> Iterator[None]:
         group.rmdir()
 
 
-def wait_more(guest: Guest, name: str, than: int, timeout: float = 30) -> tuple[dict[str, int], float]:
-    """Uses memory until one of the driver's counters is past a value, or the time is up.
+# Seconds of the first pause after a report that failed; each that follows is twice as long, to the longest one.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
+
+
+def most_failures(seconds: float) -> int:
+    """How many reports in a row may fail in so many seconds, the first one at once."""
+    count, pause = 1, _FIRST_PAUSE
+    while seconds > pause:
+        count, seconds, pause = count + 1, seconds - pause, min(2 * pause, _LONGEST_PAUSE)
+    return count
+
+
+def settle(guest: Running, seconds: float = 4) -> None:
+    """Waits until the guest has reported what it has free, but for single pages.
+
+    How long is quiet enough is for the guest to say: one that gets little of the machine's time sleeps longer, and
+    reports later.
+    """
+    bridge = Bridge(guest.pid)
+
+    def quiet() -> bool:
+        before = bridge.get("reported_pages")
+        guest.check(f"sleep {seconds}")
+        # The smallest blocks that are worth anything have so many; the command itself frees less.
+        return bridge.get("reported_pages") - before < 512
+
+    if not wait_until(quiet, pause=0):
+        raise RuntimeError(f"{guest.name} does not stop reporting: {bridge.all()}")
+
+
+def wait_more(guest: Running, name: str, than: int) -> tuple[dict[str, int], float]:
+    """Uses memory until one of the driver's counters is past a value.
 
     Returns the counters, and how many seconds that took.
     """
     start = time.monotonic()
-    while True:
+    seen: dict[str, int] = {}
+
+    def more() -> bool:
         use_memory(guest)
-        seen, seconds = stats(guest), time.monotonic() - start
-        if seen[name] > than or seconds > timeout:
-            return seen, seconds
-        time.sleep(0.2)
+        seen.update(stats(guest))
+        return seen[name] > than
+
+    wait_until(more, pause=0.2)
+    return seen, time.monotonic() - start
 
 
-def wait_until(condition: Callable[[], object], timeout: float = 30) -> bool:
-    """Waits for a condition; whether it came true in time."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
+def wait_above(counters: Dlh | Bridge, name: str, value: int) -> bool:
+    """Waits for a counter of the host to be past a value; whether it is."""
+    return wait_until(lambda: counters.get(name) > value)
 
 
-def wait_above(counters: Dlh | Bridge, name: str, value: int, timeout: float = 30) -> bool:
-    """Waits for a counter of the host to be past a value; whether it was in time."""
-    return wait_until(lambda: counters.get(name) > value, timeout)
-
-
-def lawful(dlh: Dlh, timeout: float = 30) -> bool:
+def lawful(dlh: Dlh) -> bool:
     """Whether the law holds with nothing pending, which comes true at some time if no call is lost."""
-    return wait_until(lambda: dlh.all() and dlh.get("pending") == 0 and dlh.check_law(), timeout)
+    return wait_until(lambda: dlh.all() and dlh.get("pending") == 0 and dlh.check_law())
 
 
-def check_command(seconds: int, threads: int = 2, mib: int = 16) -> str:
-    """The data check: it writes memory, waits, and verifies it, for some seconds."""
-    return f"dlh-churn check --seconds {seconds} --threads {threads} --mib {mib}"
+def check_command(laps: int, threads: int = 2, mib: int = 16, until: str = "") -> str:
+    """The data check: it writes memory, waits, and verifies it, so often and until there is a file, if any."""
+    return f"dlh-churn check --laps {laps} --threads {threads} --mib {mib}" + (f" --until {until}" if until else "")
 
 
 def check_result(output: str) -> Check:
@@ -151,36 +177,28 @@ def check_result(output: str) -> Check:
     return Check(*map(int, found.groups()))
 
 
-def check_data(guest: Guest, seconds: int = 5) -> Check:
+def check_data(guest: Running, laps: int = 10) -> Check:
     """Runs the data check in a guest."""
-    return check_result(guest.run(check_command(seconds), timeout=seconds + 60).output)
+    return check_result(guest.run(check_command(laps)).output)
 
 
-def begin_load(guest: Guest) -> None:
-    """Has the guest check data all the time, until `end_load`."""
-    command = check_command(5)
-    guest.check(f"(while ! test -e /tmp/stop; do {command} || break; done > /tmp/load 2>&1; touch /tmp/over) &")
+def begin_load(guest: Running, laps: int = 10, threads: int = 2) -> None:
+    """Has the guest check data behind its shell, which stays free, until `end_load`, and for so many laps at least."""
+    command = check_command(laps, threads, until="/tmp/stop")
+    guest.check(f"rm -f /tmp/stop /tmp/over; ({command} > /tmp/load 2>&1; mv /tmp/load /tmp/over) &")
 
 
-def end_load(guest: Guest, timeout: float = 60) -> Check:
-    """Ends what `begin_load` started; the sum of what it came to."""
+def end_load(guest: Running) -> Check:
+    """Ends what `begin_load` started; what it came to."""
     guest.check("touch /tmp/stop")
-    if not wait_until(lambda: guest.run("test -e /tmp/over").status == 0, timeout):
+    if not wait_until(lambda: guest.run("test -e /tmp/over").status == 0):
         raise RuntimeError(f"{guest.name}: the load does not end")
-    checks = [check_result(line) for line in guest.check("cat /tmp/load").splitlines(keepends=True)]
-    return Check(*map(sum, zip(*checks, strict=True)))
+    return check_result(guest.check("cat /tmp/over"))
 
 
-def begin_check(guest: Guest, seconds: int) -> None:
-    """Starts the data check behind the guest's shell, which stays free; see `end_check`."""
-    guest.check(f"(rm -f /tmp/checked; {check_command(seconds)} > /tmp/check 2>&1; mv /tmp/check /tmp/checked) &")
-
-
-def end_check(guest: Guest, timeout: float = 120) -> Check:
-    """Waits for the data check that `begin_check` started."""
-    if not wait_until(lambda: guest.run("test -e /tmp/checked").status == 0, timeout):
-        raise RuntimeError(f"{guest.name}: the data check does not end")
-    return check_result(guest.check("cat /tmp/checked"))
+def forgotten(pid: int) -> bool:
+    """Waits until neither KVM nor the modules know a VM of a VMM that has ended; whether that comes."""
+    return wait_until(lambda: not any(directories(module, pid) for module in ("kvm", "kvm_dlh", "ksm_bridge")))
 
 
 def host_log() -> str:

@@ -9,24 +9,19 @@
 from __future__ import annotations
 
 import os
-import re
-import shlex
-import signal
-import socket
-import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from .agent import Agent, AgentTimeout, Result
-from .initramfs import Initramfs, ModuleTree
+from .agent import Agent
+from .patience import PATIENCE, SLOW, wait_until
 from .qmp import Qmp
+from .running import RESULTS as RESULTS
+from .running import GuestError as GuestError
+from .running import Running
+from .running import write_initramfs as write_initramfs
 
-RESULTS = Path("/results")
-KVM_DEBUGFS = Path("/sys/kernel/debug/kvm")
 # microvm has PCI here because the stock kernel has no built-in driver for virtio without it.
 MACHINES = {
     "microvm": "microvm,pcie=on,isa-serial=on,rtc=on,auto-kernel-cmdline=off",
@@ -34,11 +29,7 @@ MACHINES = {
 }
 
 
-class GuestError(RuntimeError):
-    """The guest or its VMM did not do what it should; the message has the end of its console."""
-
-
-class Guest:
+class Guest(Running):
     """A running guest. Made, it is booting; `wait_ready` (which `with` calls) waits for its shell.
 
     modules: names of stock modules, or paths of .ko files; inserted in this order, each after what it
@@ -52,8 +43,6 @@ class Guest:
     incoming: a file that `save` made of a guest with the same arguments: it is not booted, it goes on.
         "live": nothing runs before `begin_migration` of a guest with the same arguments moves it here.
     """
-
-    _count = 0
 
     def __init__(
         self,
@@ -76,14 +65,8 @@ class Guest:
         incoming: Path | Literal["live"] | None = None,
         qemu: Sequence[str] = (),
     ) -> None:
-        Guest._count += 1
-        self.name = f"guest{Guest._count}"
-        # The machine scans guest*.log for what must not be there.
-        self.console_log = RESULTS / f"{'panics-' if panics else ''}{self.name}.log"
-        self.vmm_log = RESULTS / f"vmm-{self.name}.log"
-        self._directory = tempfile.TemporaryDirectory(prefix=f"{self.name}-")
+        super().__init__(panics)
         directory = Path(self._directory.name)
-        self._started = time.monotonic()
         self._incoming = incoming
 
         names = [str(module) for module in modules]
@@ -105,7 +88,7 @@ class Guest:
             *(("-incoming", "defer") if incoming else ()),
             *("-smp", str(smp), "-m", mem),
             *("-kernel", f"/kernel/{os.environ['KREL']}/vmlinuz", "-initrd", str(initrd)),
-            *("-append", f"console={console} loglevel=7 panic=-1 oops=panic {append}".strip()),
+            *("-append", f"console={console} loglevel=7 panic=-1 oops=panic {SLOW} {append}".strip()),
             *("-qmp", f"unix:{directory}/qmp,server=on,wait=off"),
             # max_ports=2: a console and the agent's port
             *("-device", "virtio-serial-pci,max_ports=2"),
@@ -124,11 +107,7 @@ class Guest:
         if balloon or free_page_reporting:
             reporting = "on" if free_page_reporting else "off"
             arguments += ["-device", f"virtio-balloon-pci,id=balloon,free-page-reporting={reporting}"]
-        self.console_log.touch()
-        with self.vmm_log.open("wb") as log:
-            log.write((shlex.join(arguments) + "\n").encode())
-            log.flush()
-            self.process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self._start(arguments)
         try:
             # Connected before the guest opens its end: a port without a host reads as ended.
             self.agent = Agent(self._connect(directory / "agent"))
@@ -137,12 +116,7 @@ class Guest:
             self.kill()
             raise
 
-    @property
-    def pid(self) -> int:
-        """The VMM's process."""
-        return self.process.pid
-
-    def wait_ready(self, timeout: float = 120) -> None:
+    def wait_ready(self, timeout: float = PATIENCE) -> None:
         """Waits until the guest's shell is there and its start script has succeeded."""
         if self._incoming == "live":
             return
@@ -152,18 +126,14 @@ class Guest:
             self.wait_migrated(timeout)
             self.boot_seconds = time.monotonic() - self._started
             return
-        status = self._with_console(lambda: self.agent.wait_ready(timeout))
-        if status:
-            _, log = self.run("cat /tmp/start.log")
-            raise GuestError(f"{self.name}: its start script ended with {status}:\n{log}")
-        self.boot_seconds = time.monotonic() - self._started
+        super().wait_ready(timeout)
 
-    def wait_reboot(self, timeout: float = 120) -> None:
+    def wait_reboot(self, timeout: float = PATIENCE) -> None:
         """Waits until the shell of the guest's next kernel is there; its start script must succeed."""
         if self._with_console(lambda: self.agent.wait_ready(timeout, again=True)):
             raise self._error("its start script failed")
 
-    def save(self, path: Path, timeout: float = 60) -> None:
+    def save(self, path: Path, timeout: float = PATIENCE) -> None:
         """Writes the guest's state to a file. The guest stands still then."""
         self.qmp("migrate", uri=f"file:{path}")
         self.wait_migrated(timeout)
@@ -182,62 +152,16 @@ class Guest:
         """What QEMU calls the state that a migration is in."""
         return str(self.qmp("query-migrate").get("status", "none"))
 
-    def wait_migrated(self, timeout: float = 60) -> None:
+    def wait_migrated(self, timeout: float = PATIENCE) -> None:
         """Waits until the guest's state has been moved."""
-        deadline = time.monotonic() + timeout
-        while (info := self.qmp("query-migrate")).get("status") != "completed":
-            if info.get("status") == "failed" or time.monotonic() > deadline:
-                raise self._error(f"its state does not move: {info}")
-            time.sleep(0.05)
+        info: dict[str, Any] = {}
 
-    def run(self, command: str, timeout: float = 60) -> Result:
-        """Runs shell commands in the guest; returns (status, output)."""
-        return self.finish(self.begin(command), timeout)
+        def over() -> bool:
+            info.update(self.qmp("query-migrate"))
+            return info.get("status") in ("completed", "failed", "cancelled")
 
-    def begin(self, command: str) -> int:
-        """Starts shell commands in the guest without waiting for them; see `finish`."""
-        return self._with_console(lambda: self.agent.send(command))
-
-    def finish(self, number: int, timeout: float = 60) -> Result:
-        """Waits for what `begin` started."""
-        return self._with_console(lambda: self.agent.receive(number, timeout))
-
-    def check(self, command: str, timeout: float = 60) -> str:
-        """Like `run`, but returns the output only, and a failing command is an error."""
-        status, output = self.run(command, timeout)
-        if status:
-            raise GuestError(f"{self.name}: {command!r} ended with {status}: {output}")
-        return output
-
-    def console(self) -> str:
-        """What the guest's kernel has logged so far."""
-        return self.console_log.read_text(errors="replace")
-
-    def wait_console(self, pattern: str, timeout: float = 60) -> re.Match[str]:
-        """Waits for a line on the console."""
-        deadline = time.monotonic() + timeout
-        while not (match := re.search(pattern, self.console(), re.MULTILINE)):
-            if time.monotonic() > deadline:
-                raise self._error(f"no {pattern!r} on its console in {timeout:.0f} s")
-            time.sleep(0.1)
-        return match
-
-    def status_kib(self, field: str) -> int:
-        """A field such as VmRSS, RssAnon or RssShmem of the VMM's /proc/<pid>/status."""
-        text = Path(f"/proc/{self.pid}/status").read_text()
-        match = re.search(rf"^{field}:\s+(\d+) kB$", text, re.MULTILINE)
-        if not match:
-            raise KeyError(field)
-        return int(match[1])
-
-    def rss_kib(self) -> int:
-        """The VMM's resident memory: the guest's footprint on the host."""
-        return self.status_kib("VmRSS")
-
-    def kvm_stat(self, name: str) -> int:
-        """A counter of KVM for this VM (sum over its vCPUs), such as exits, hypercalls, halt_exits."""
-        (directory,) = KVM_DEBUGFS.glob(f"{self.pid}-*")
-        return int((directory / name).read_text())
+        if not wait_until(over, timeout, pause=0.05) or info["status"] != "completed":
+            raise self._error(f"its state does not move: {info}")
 
     def qmp(self, command: str, **arguments: Any) -> Any:
         """Runs a command of QEMU's control socket."""
@@ -252,89 +176,3 @@ class Guest:
         """Runs a line of QEMU's monitor for people; if that says anything, it is an error."""
         if said := self.qmp("human-monitor-command", command_line=line).strip():
             raise self._error(f"the monitor says to {line!r}: {said}")
-
-    def alive(self) -> bool:
-        """Whether the VMM still runs."""
-        return self.process.poll() is None
-
-    def poweroff(self, timeout: float = 60) -> int:
-        """Asks the guest to power off; returns the VMM's exit status."""
-        self.begin("poweroff -f")
-        try:
-            return self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise self._error(f"still running {timeout:.0f} s after poweroff") from None
-
-    def kill(self) -> None:
-        """Ends the VMM at once."""
-        if self.alive():
-            self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-        self._directory.cleanup()
-
-    def __enter__(self) -> Self:
-        try:
-            self.wait_ready()
-        except BaseException:
-            self.kill()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.kill()
-
-    def _connect(self, path: Path, timeout: float = 30) -> socket.socket:
-        deadline = time.monotonic() + timeout
-        connection = socket.socket(socket.AF_UNIX)
-        while True:
-            try:
-                connection.connect(str(path))
-                return connection
-            except OSError:
-                if not self.alive() or time.monotonic() > deadline:
-                    raise self._error("its VMM did not start") from None
-                time.sleep(0.02)
-
-    def _with_console[T](self, action: Callable[[], T]) -> T:
-        try:
-            return action()
-        except (AgentTimeout, OSError, RuntimeError) as error:
-            raise self._error(str(error)) from error
-
-    def _error(self, what: str) -> GuestError:
-        state = "running" if self.alive() else f"ended with {self.process.poll()}"
-        vmm = self.vmm_log.read_text(errors="replace").splitlines()[1:]
-        console = self.console().splitlines()
-        return GuestError(
-            "\n".join((f"{self.name}: {what} (VMM {state})", *vmm[-10:], "console:", *console[-20:]))
-        )
-
-
-def write_initramfs(
-    target: Path,
-    modules: Sequence[str],
-    binaries: Sequence[str | Path],
-    files: Mapping[str, str | Path],
-    start: str = "",
-) -> None:
-    """Writes the image that a guest with these arguments boots from."""
-    image = Initramfs(Path(__file__).with_name("l2-init").read_text())
-    tree = ModuleTree(Path("/usr/lib/modules") / os.environ["KREL"])
-    for module in modules:
-        name, *arguments = module.split()
-        if name.endswith(".ko"):
-            image.add_module(Path(name), " ".join(arguments))
-        else:
-            for path in tree.load_order([name]):
-                own = path.name.split(".ko")[0].replace("-", "_") == name.replace("-", "_")
-                image.add_module(path, " ".join(arguments) if own else "")
-    for binary in map(Path, binaries):
-        image.add(f"bin/{binary.name}", binary.read_bytes(), 0o755)
-    for where, source in files.items():
-        path = Path(source)
-        image.add(where, path.read_bytes(), path.stat().st_mode & 0o777)
-    if start:
-        image.add("start", start.encode())
-    image.write(target)

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import subprocess
-import time
 from pathlib import Path
 
+from .find import DEBUGFS as DEBUGFS
+from .find import directory
+
 MODULES = Path("/src/kvm-dlh/build/modules")
-DEBUGFS = Path("/sys/kernel/debug")
 
 
 def insert_host_modules() -> None:
@@ -23,19 +24,34 @@ def remove_host_modules() -> None:
 
 
 class _Statistics:
-    """The `name value` lines of the one VM of a VMM; nothing there yet reads as 0."""
+    """The `name value` lines of the one VM of a VMM.
+
+    One that has ended reads as 0; one that runs and is not known is an error (`NoVm`).
+    """
 
     module = ""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        self._directory: Path | None = None
+
+    def directory(self) -> Path | None:
+        """Where the module shows the VM; None if it does not know it."""
+        if self._directory is None or not self._directory.exists():
+            self._directory = directory(self.module, self.pid)
+        return self._directory
 
     def all(self) -> dict[str, int]:
         """All counters; empty if the module does not know the VM."""
-        for directory in (DEBUGFS / self.module).glob(f"{self.pid}-*"):
-            lines = (directory / "stats").read_text().splitlines()
-            return {name: int(value) for name, value in (line.split() for line in lines)}
-        return {}
+        path = self.directory()
+        try:
+            lines = (path / "stats").read_text().splitlines() if path else []
+        except OSError:
+            if path and path.exists():
+                raise
+            # The VM has ended meanwhile.
+            lines = []
+        return {name: int(value) for name, value in (line.split() for line in lines)}
 
     def get(self, name: str) -> int:
         """One counter."""
@@ -46,7 +62,7 @@ class _Statistics:
 
 
 class Bridge(_Statistics):
-    """ksm_bridge's view of a VM."""
+    """ksm_bridge's view of a VM, which it meets with its first report: until then it reads as 0."""
 
     module = "ksm_bridge"
 
@@ -57,7 +73,7 @@ class Bridge(_Statistics):
 
 
 class Dlh(_Statistics):
-    """kvm_dlh's view of a VM."""
+    """kvm_dlh's view of a VM, which it knows from its beginning; if it came later itself, from the VM's first call on."""
 
     module = "kvm_dlh"
 
@@ -65,14 +81,3 @@ class Dlh(_Statistics):
         """Whether submitted = executed + declined + dropped + pending."""
         s = self.all()
         return s["submitted"] == s["executed"] + s["declined"] + s["dropped"] + s["pending"]
-
-    def settle(self, quiet: float = 5, timeout: float = 90) -> None:
-        """Waits until no call has been executed for `quiet` seconds: everything free is reported."""
-        deadline, last, since = time.monotonic() + timeout, -1, time.monotonic()
-        while time.monotonic() - since < quiet:
-            now = self.get("executed")
-            if now != last:
-                last, since = now, time.monotonic()
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"the guest of {self.pid} still reports pages after {timeout} s")
-            time.sleep(0.5)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import fcntl
 import itertools
-import math
 import os
 import shlex
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from .initramfs import Initramfs, ModuleTree
 from .kernel_log import Finding, scan_file
+from .patience import BOOT_SILENCE, PATIENCE, SILENCE, SLOW
 
 REPOSITORY = Path("/src/kvm-dlh")
 # tools/enter shows the root here without what is mounted in it
@@ -25,7 +25,6 @@ MODULES = ("9p", "9pnet_virtio", "overlay")
 # The stock kernel, emulated on several CPUs, was seen to hang while it brings them up, once in some hundred
 # boots. Nothing of this project is in it by then, so that says nothing: it is booted once more.
 BOOTS = 3
-BOOT_SECONDS = 75
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,10 @@ class Options:
     mem: str = "6G"
     icount: bool = False
     """Whether instructions are counted as time, on all CPUs together."""
-    timeout: float = 300.0
-    silence: float = math.inf
-    """Seconds without a line of output after which it is given up."""
+    timeout: float = 7200.0
+    """Seconds after which it is given up, whatever it says."""
+    silence: float = SILENCE
+    """Seconds without a sign of life after which it is given up: no output, and no line in a kernel's log."""
     suspend: bool = False
     """Whether L1's devices outlive being suspended (not hibernation, that resets them)."""
     one_thread: bool = False
@@ -118,7 +118,7 @@ class Machine:
         if not (self.share / "booted").exists():
             outcome.problem = "did not boot"
         elif given_up:
-            outcome.problem = f"given up after {outcome.seconds:.0f} s"
+            outcome.problem = f"given up after {outcome.seconds:.0f} s: {given_up}"
         elif outcome.status is None:
             outcome.problem = f"ended without an exit status (QEMU's was {qemu.returncode})"
         for path in (self.kernel_log, *sorted(self.share.glob("guest*.log"))):
@@ -138,29 +138,38 @@ class Machine:
             parts.append("\n".join((f"--- end of {path.relative_to(REPOSITORY)}", *tail)))
         return "\n".join(parts)
 
-    def _follow(self, qemu: subprocess.Popen[bytes], deadline: float, on_line: Callable[[str], None]) -> bool:
-        """Passes on the output until QEMU ends; True if the time was up before, or L1 has not booted or is silent."""
-        rest, last = b"", time.monotonic()
-        boot_deadline, booted = time.monotonic() + BOOT_SECONDS, False
+    def _follow(self, qemu: subprocess.Popen[bytes], deadline: float, on_line: Callable[[str], None]) -> str:
+        """Passes on the output until QEMU ends; if L1 is given up before, why."""
+        rest, last, written = b"", time.monotonic(), 0
+        booted, boot_deadline = False, time.monotonic() + PATIENCE
         with self.output_log.open("rb") as output:
             while True:
                 # In this order: what was written before the end is still read.
                 ended = qemu.poll() is not None
                 now = time.monotonic()
-                if new := output.read():
-                    rest, last = rest + new, now
+                rest += output.read()
                 *complete, rest = rest.split(b"\n")
                 for line in complete:
                     on_line(line.decode(errors="replace"))
-                if not booted:
-                    # Silence begins with what the host under test was booted for.
-                    booted, last = (self.share / "booted").exists(), now
-                hung = now > boot_deadline and not booted
-                if ended or hung or now > min(deadline, last + self.options.silence):
+                if (size := self._written()) != written:
+                    written, last = size, now
+                booted = booted or (self.share / "booted").exists()
+                silence = self.options.silence if booted else BOOT_SILENCE
+                problem = ""
+                if now > last + silence:
+                    problem = f"no sign of life for {silence:.0f} s"
+                elif now > deadline or (not booted and now > boot_deadline):
+                    problem = "the time is up"
+                if ended or problem:
                     if rest:
                         on_line(rest.decode(errors="replace"))
-                    return not ended
+                    return "" if ended else problem
                 time.sleep(0.1)
+
+    def _written(self) -> int:
+        """The bytes in what L1 and its guests write: they grow as long as something happens."""
+        logs = (self.output_log, self.kernel_log, *self.share.glob("*.log"))
+        return sum(path.stat().st_size for path in logs if path.exists())
 
     def _initramfs(self) -> Path:
         image = Initramfs((REPOSITORY / "selftests/vm/l1-init").read_text())
@@ -209,7 +218,7 @@ class Machine:
             *accel_options,
             *("-smp", str(options.smp), "-m", options.mem),
             *("-kernel", str(self.kernel / "vmlinuz"), "-initrd", str(initramfs)),
-            *("-append", f"{command_line} {options.append}".strip()),
+            *("-append", f"{command_line} {SLOW} {options.append}".strip()),
             *("-serial", f"file:{self.kernel_log}"),
             *virtio("virtio-serial-pci"),
             *("-chardev", f"file,id=output,path={self.output_log}", "-device", "virtserialport,chardev=output"),

@@ -7,8 +7,8 @@ import subprocess
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from .driver import wait_until
-from .guest import Guest
+from .patience import wait_until
+from .running import Running
 
 HUGETLBFS = Path("/dev/hugepages")
 
@@ -32,22 +32,22 @@ LOCKED = Kind("private anonymous, locked", qemu=("-overcommit", "mem-lock=on"))
 KINDS = (ANONYMOUS, MEMFD_SHARED, MEMFD_PRIVATE, HUGETLBFS_SHARED, HUGETLBFS_PRIVATE, LOCKED)
 
 
-def hold(guest: Guest, mib: int, how: str = "fill") -> bool:
+def hold(guest: Running, mib: int, how: str = "fill") -> bool:
     """Has a process of the guest use memory until `let_go`; whether it has all of it. Needs dlh-churn there.
 
     how: its command, without the amount; `holes` keeps half of it even then.
     """
     guest.check("rm -f /tmp/go /tmp/filled && mkfifo /tmp/go")
     guest.check(f"cat /tmp/go | dlh-churn {how} --mib {mib} > /tmp/filled &")
-    return wait_until(lambda: guest.run("test -s /tmp/filled").status == 0, 60)
+    return wait_until(lambda: guest.run("test -s /tmp/filled").status == 0)
 
 
-def let_go(guest: Guest) -> None:
+def let_go(guest: Running) -> None:
     """Ends what `hold` began."""
     guest.check(": > /tmp/go")
 
 
-def footprint_kib(guest: Guest) -> int:
+def footprint_kib(guest: Running) -> int:
     """What the host has in memory for a guest, huge pages included."""
     return guest.rss_kib() + guest.status_kib("HugetlbPages")
 
