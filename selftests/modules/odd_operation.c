@@ -6,6 +6,7 @@
 #include <linux/kvm_dlh.h>
 #include <linux/module.h>
 #include <linux/moduleparam.h>
+#include <linux/mutex.h>
 
 static unsigned int version = KVM_DLH_OPS_VERSION;
 module_param(version, uint, 0444);
@@ -43,6 +44,63 @@ static bool by_token;
 module_param(by_token, bool, 0644);
 MODULE_PARM_DESC(by_token, "execute() hands the status to kvm_dlh_complete() instead");
 
+/* Calls that are pending for as long as somebody says. */
+#define MOST_HELD	256
+static struct kvm_dlh_token held[MOST_HELD];
+static unsigned int held_count;
+static DEFINE_MUTEX(held_lock);
+static bool hold;
+
+static bool hold_call(struct kvm_dlh_token token)
+{
+	bool held_it = false;
+
+	mutex_lock(&held_lock);
+	if (hold && held_count < MOST_HELD) {
+		held[held_count++] = token;
+		held_it = true;
+	}
+	mutex_unlock(&held_lock);
+	return held_it;
+}
+
+/* The last first, and one by one: completing takes locks that are held around execute(). */
+static void complete_held(s32 how)
+{
+	struct kvm_dlh_token token;
+	bool any;
+
+	do {
+		mutex_lock(&held_lock);
+		any = held_count > 0;
+		if (any)
+			token = held[--held_count];
+		mutex_unlock(&held_lock);
+		if (any)
+			kvm_dlh_complete(token, how);
+	} while (any);
+}
+
+static int set_hold(const char *value, const struct kernel_param *param)
+{
+	int error;
+
+	mutex_lock(&held_lock);
+	error = param_set_bool(value, param);
+	mutex_unlock(&held_lock);
+	if (!error && !hold)
+		complete_held(0);
+	return error;
+}
+
+static const struct kernel_param_ops hold_ops = {
+	.flags = KERNEL_PARAM_OPS_FL_NOARG,
+	.set = set_hold,
+	.get = param_get_bool,
+};
+module_param_cb(hold, &hold_ops, &hold, 0644);
+MODULE_PARM_DESC(hold, "Calls stay pending, at most 256 of them; they end with 0 when this is set to 0");
+
 static unsigned int attached, detached;
 module_param(attached, uint, 0444);
 MODULE_PARM_DESC(attached, "Calls of attach() that made a context, to be read");
@@ -63,6 +121,8 @@ static int odd_attach(const struct kvm_dlh_ops *ops, struct kvm *kvm, void **con
 static void odd_detach(void *context)
 {
 	WARN_ON(context != &attached);
+	/* Of all VMs: a test that holds calls has one. */
+	complete_held(-KVM_DLH_EGONE);
 	detached++;
 }
 
@@ -72,6 +132,8 @@ static int odd_execute(void *context, struct kvm *kvm, const u64 *arg,
 	int answer = status;
 
 	WARN_ON(context != &attached);
+	if (hold_call(token))
+		return KVM_DLH_PENDING;
 	if (!by_token)
 		return answer == KVM_DLH_PENDING ? 0 : answer;
 	kvm_dlh_complete(token, answer);

@@ -16,7 +16,8 @@ Lines of a VMM that is not there stay as they are; one without lines has not bee
 there if `CLOUD_HYPERVISOR` names a binary.
 
 "merged": the host's copies go. "kept": they stay, for the reason that `ksm_bridge` counts under that
-name (`/sys/kernel/debug/ksm_bridge/<pid>-<fd>/stats`).
+name (`/sys/kernel/debug/ksm_bridge/<tid>-<fd>/stats`; `<tid>` is the thread that made the VM, which with
+cloud-hypervisor is not the VMM's first: `docs/statistics.md`).
 
 """
 _TITLES = ("kernel", "VMM", "version", "guest memory", "free pages")

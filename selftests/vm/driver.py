@@ -9,9 +9,6 @@ from __future__ import annotations
 import re
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 from .find import directories
@@ -81,30 +78,6 @@ def fill(guest: Running, mib: int) -> None:
 def free_mib(guest: Running) -> float:
     """What the guest's page allocator has."""
     return int(guest.check("awk '/^MemFree/ { print $2 }' /proc/meminfo")) / 1024
-
-
-@contextmanager
-def stalled(guest: Running) -> Iterator[None]:
-    """Has the host's worker that releases the guest's pages stand still; it must be there already."""
-    group = Path("/sys/fs/cgroup") / f"stalled-{guest.pid}"
-    group.mkdir()
-    (group / "cgroup.type").write_text("threaded")
-    try:
-        (worker,) = (
-            task.name
-            for task in Path(f"/proc/{guest.pid}/task").iterdir()
-            if (task / "comm").read_text().strip() == "ksm_bridge"
-        )
-        (group / "cgroup.threads").write_text(worker)
-        (group / "cgroup.freeze").write_text("1")
-        if not wait_until(lambda: "frozen 1" in (group / "cgroup.events").read_text()):
-            raise RuntimeError(f"the worker of {guest.name} does not stop")
-        yield
-    finally:
-        (group / "cgroup.freeze").write_text("0")
-        for thread in (group / "cgroup.threads").read_text().split():
-            (group.parent / "cgroup.threads").write_text(thread)
-        group.rmdir()
 
 
 # Seconds of the first pause after a report that failed; each that follows is twice as long, to the longest one.
