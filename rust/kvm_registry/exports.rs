@@ -72,9 +72,7 @@ impl<O: Owner> Published<O> {
             GFP_KERNEL,
         )?;
         let raw = core::ptr::from_ref(&*entry).cast_mut();
-        ENTRY
-            .cmpxchg(null_mut(), raw, Full)
-            .map_err(|_| EBUSY)?;
+        ENTRY.cmpxchg(null_mut(), raw, Full).map_err(|_| EBUSY)?;
         // INVARIANT: Set just above.
         Ok(Self { owner, entry })
     }

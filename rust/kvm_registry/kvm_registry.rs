@@ -132,8 +132,7 @@ impl<F: Feed> Registry<F> {
         for_each_vm: impl Fn(&dyn Fn(&Contexts)),
     ) {
         let _changes = self.changes.lock();
-        let found =
-            self.slots.iter().position(|slot| core::ptr::eq(slot.load(Relaxed), ops));
+        let found = self.slots.iter().position(|slot| core::ptr::eq(slot.load(Relaxed), ops));
         let Some(number) = found else { return };
         self.slots[number].store(null_mut(), Release);
         self.calls.synchronize();
