@@ -117,7 +117,7 @@ impl Operation for Accumulator {
     type Context = Context;
 
     /// The first call in a VM. If this fails the call is declined, and the next one tries again.
-    fn attach(&self, _vm: &Vm) -> Result<Arc<Context>> {
+    fn attach(&self, vm: &Vm) -> Result<Arc<Context>> {
         let account = Account::new()?;
         let serial = self.serial.fetch_add(1, Relaxed);
         let name = CString::try_from_fmt(fmt!("{}-{}", current!().tgid(), serial))?;
