@@ -19,6 +19,21 @@ there if `CLOUD_HYPERVISOR` names a binary.
 name (`/sys/kernel/debug/ksm_bridge/<tid>-<fd>/stats`; `<tid>` is the thread that made the VM, which with
 cloud-hypervisor is not the VMM's first: `docs/statistics.md`).
 
+What has gone may come back without the guest's using it, and go again because the driver asks the host every 10 s whether to report
+all once more (`58-again.py` has seen each of these with QEMU; without the driver's question, with one from before it, memory stays until the guest uses it):
+
+- A migration, given up or not, a dump or a debugger reads all of the memory. Private anonymous memory stays as it is. A shared file (memfd, tmpfs,
+  hugetlbfs) gets a page wherever there was none. Where that is much (4 MiB, and a quarter of what was released) the host
+  asks for all reports when the driver next asks; otherwise, or to have it at once, write to
+  `/sys/kernel/debug/ksm_bridge/<pid>-<fd>/again`. `map_refilled` there says how much it is.
+- After a migration or a restore the destination has memory for all, or for all that was not zero. The driver
+  finds out that the host has no ring of it within 10 s and its time-out, and reports all.
+- What was kept for userfaultfd (a postcopy migration) or a pin is asked for again when the driver next asks; as long as the reason
+  stays, after 1 minute, 2, 4, and so on, up to an hour.
+
+Firecracker after a restore maps its snapshot file private, whatever file system that is in. What is written over such a file is released if the guest's
+driver says that nobody relies on the contents: where the guest has `init_on_free=1`, it stays (`skipped_file`, `skipped_kind`).
+
 """
 _TITLES = ("kernel", "VMM", "version", "guest memory", "free pages")
 
