@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Milliseconds from one question to the next.
-const PERIOD_MS: u32 = 10_000;
+pub(crate) const PERIOD_MS: u32 = 10_000;
 /// The same, where there is something to wait for.
 const SOON_MS: u32 = 1000;
 /// Milliseconds between two parts of a sweep.
@@ -42,6 +42,29 @@ pub(crate) struct Again {
     sweep: Mutex<Option<Sweep>>,
 }
 
+/// Begins anew, before anything is reported: marks are those of whoever reported before, and nobody can say
+/// what the host still knows of that. May sleep.
+///
+/// # Errors
+///
+/// `ENOMEM`.
+pub(crate) fn begin(rings: &Rings, free_pages: &FreePages) -> Result<Marks> {
+    let (marks, mut sweep) = (Marks::new()?, Sweep::default());
+    loop {
+        let (unmarked, swept) = marks.clear(&mut sweep, PART);
+        rings.stats().add(Event::Unmarked, unmarked);
+        // Memory that goes just now is not worth waiting for.
+        if swept != Swept::Part {
+            break;
+        }
+    }
+    // All is going to be reported, whatever the answer.
+    if let Answer::Host { .. } = free_pages.ask() {
+        rings.stats().count(Event::Asked);
+    }
+    Ok(marks)
+}
+
 impl Again {
     /// May sleep.
     ///
@@ -52,8 +75,8 @@ impl Again {
         rings: Arc<Rings>,
         free_pages: Arc<FreePages>,
         reporting: Arc<PageReporting<FreePages>>,
+        marks: Marks,
     ) -> Result<Arc<Self>> {
-        let marks = Marks::new()?;
         let sweep = new_mutex!(None);
         Arc::pin_init(
             pin_init!(Self { rings, free_pages, reporting, marks, sweep <- sweep }),

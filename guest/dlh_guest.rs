@@ -71,6 +71,8 @@ impl kernel::Module for DlhGuest {
         let free_pages =
             FreePages::new(rings.clone(), Pace::new(pace_mib), dlh_guest::timeout_ms())
                 .inspect_err(without("memory for reports"))?;
+        let marks = again::begin(&rings, &free_pages)
+            .inspect_err(without("memory for reporting once more"))?;
         let reporting =
             PageReporting::new(order, batch, free_pages.clone()).inspect_err(|&e| match e {
                 EBUSY => {
@@ -78,8 +80,8 @@ impl kernel::Module for DlhGuest {
                 }
                 _ => pr_err!("cannot start, no reporting of free pages: {:?}\n", e),
             })?;
-        let again = Again::new(rings.clone(), free_pages, reporting.clone())
-            .and_then(Rounds::start)
+        let again = Again::new(rings.clone(), free_pages, reporting.clone(), marks)
+            .and_then(|again| Rounds::start(again, again::PERIOD_MS))
             .inspect_err(without("memory for reporting once more"))?;
         pr_info!(
             "version {}: reporting free blocks of order {}, {} at a time, through {} rings of {} entries{}\n",

@@ -276,7 +276,7 @@ void dlh_guest_marks_unwatch(void);
 u64 dlh_guest_marks_end(void);
 u64 dlh_guest_unmark(u64 pfn, u32 *unmarked);
 struct dlh_guest_rounds;
-struct dlh_guest_rounds *dlh_guest_rounds_start(u32 (*round)(void *data), void *data);
+struct dlh_guest_rounds *dlh_guest_rounds_start(u32 (*round)(void *data), void *data, u32 ms);
 void dlh_guest_rounds_stop(struct dlh_guest_rounds *rounds);
 
 #endif

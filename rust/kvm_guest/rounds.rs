@@ -31,15 +31,15 @@ unsafe impl<T: Round> Send for Rounds<T> {}
 unsafe impl<T: Round> Sync for Rounds<T> {}
 
 impl<T: Round> Rounds<T> {
-    /// The first round begins at once. May sleep.
+    /// The first round is due after `ms` milliseconds. May sleep.
     ///
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub fn start(work: Arc<T>) -> Result<Self> {
+    pub fn start(work: Arc<T>, ms: u32) -> Result<Self> {
         let data = core::ptr::from_ref(&*work).cast_mut().cast();
         // SAFETY: `data` is what the function takes, and stays until the work has been stopped.
-        let raw = unsafe { bindings::dlh_guest_rounds_start(Some(round::<T>), data) };
+        let raw = unsafe { bindings::dlh_guest_rounds_start(Some(round::<T>), data, ms) };
         // INVARIANT: Just started.
         Ok(Self { raw: NonNull::new(raw).ok_or(ENOMEM)?, _work: work })
     }

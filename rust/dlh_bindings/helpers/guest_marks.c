@@ -145,8 +145,8 @@ static void rounds_work(struct work_struct *work)
 	queue_delayed_work(system_freezable_wq, &rounds->work, delay);
 }
 
-/* The first round begins at once. NULL: no memory. */
-struct dlh_guest_rounds *dlh_guest_rounds_start(u32 (*round)(void *data), void *data)
+/* NULL: no memory. */
+struct dlh_guest_rounds *dlh_guest_rounds_start(u32 (*round)(void *data), void *data, u32 ms)
 {
 	struct dlh_guest_rounds *rounds = kzalloc(sizeof(*rounds), GFP_KERNEL);
 
@@ -155,7 +155,7 @@ struct dlh_guest_rounds *dlh_guest_rounds_start(u32 (*round)(void *data), void *
 	rounds->round = round;
 	rounds->data = data;
 	INIT_DELAYED_WORK(&rounds->work, rounds_work);
-	queue_delayed_work(system_freezable_wq, &rounds->work, 0);
+	queue_delayed_work(system_freezable_wq, &rounds->work, msecs_to_jiffies(ms));
 	return rounds;
 }
 
