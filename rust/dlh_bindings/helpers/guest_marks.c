@@ -72,6 +72,24 @@ u64 dlh_guest_marks_end(void)
 }
 
 /*
+ * Whether a block seems to have a mark. In a guest that was just restored the descriptors may have to come from a
+ * disk or another host, each page of them with the first look: that should not happen with the lock held.
+ * So all are looked at.
+ */
+static bool seems_marked(unsigned long first, unsigned long end)
+{
+	unsigned long pfn;
+	bool found = false;
+
+	for (pfn = first; pfn < end; pfn++) {
+		struct page *page = pfn_to_page(pfn);
+
+		found |= PageBuddy(page) && PageReported(page);
+	}
+	return found;
+}
+
+/*
  * Only a block that is on a list of the zone whose lock is held is sure to be a block, and to have an order;
  * of other pages nothing but that they are none is used. A block that began before first is not found, and was
  * dealt with.
@@ -115,7 +133,7 @@ u64 dlh_guest_unmark(u64 pfn, u32 *unmarked)
 		next = section_nr_to_pfn(pfn_to_section_nr(pfn) + 1);
 	} else {
 		page = pfn_to_online_page(pfn);
-		if (page) {
+		if (page && seems_marked(pfn, next)) {
 			zone = page_zone(page);
 			spin_lock_irq(&zone->lock);
 			*unmarked = unmark_locked(zone, pfn, next);
