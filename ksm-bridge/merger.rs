@@ -338,8 +338,13 @@ impl Job for Merger {
         // Runs have parts of several requests: what one of them relies on goes for all.
         let any = taken.iter().all(|request| request.contents == Contents::Any);
         let contents = if any { Contents::Any } else { Contents::Zeroes };
-        let mut with =
-            With { turn: &mut *turn, patience: Patience::new(), vm: &vm, contents, now: self.now() };
+        let mut with = With {
+            turn: &mut *turn,
+            patience: Patience::new(),
+            vm: &vm,
+            contents,
+            now: self.now(),
+        };
         if !runs[..kept].iter().all(|frames| self.release(&mut with, taken, *frames)) {
             // Some of it is as it was. The guest is to report all of it again.
             for frames in &runs[..kept] {

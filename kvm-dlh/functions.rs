@@ -23,11 +23,7 @@ use crate::{failure::Failure, host::Host, queue::VmQueue, ring::Ring, stats::Eve
 /// # Errors
 ///
 /// The task is being killed. The call is not over then: whoever runs the vCPU after that makes it again.
-pub(crate) fn hypercall(
-    host: &Arc<Host>,
-    vcpu: &Vcpu,
-    args: HypercallArgs,
-) -> Result<i64, Killed> {
+pub(crate) fn hypercall(host: &Arc<Host>, vcpu: &Vcpu, args: HypercallArgs) -> Result<i64, Killed> {
     let queue = match host.queue_of_vcpu(vcpu) {
         Ok(queue) => queue,
         Err(e) => return Ok(e.to_rax()),

@@ -91,8 +91,7 @@ impl VmQueue {
         let status = match begun {
             Begun::Ended(status) => status,
             Begun::Pending(number) => {
-                let answered =
-                    wait_killable(self, || self.inserted().lock().is_answered(number));
+                let answered = wait_killable(self, || self.inserted().lock().is_answered(number));
                 let noted = self.inserted().lock().0.remove_node(&number);
                 let status = noted.and_then(|node| node.to_key_value().1);
                 match (status, answered) {

@@ -156,7 +156,11 @@ impl Ring {
         let mut state = self.state.lock();
         // A ring that was let go of may be written to no more. What is not as it was left is another's by
         // now, even if no drain has noticed yet.
-        let ours = if self.is_live() { place.open(&slots).map_err(Stopped::from) } else { Err(Detached::Memory.into()) };
+        let ours = if self.is_live() {
+            place.open(&slots).map_err(Stopped::from)
+        } else {
+            Err(Detached::Memory.into())
+        };
         let window = match ours {
             Ok(window) => window,
             Err(e) => {

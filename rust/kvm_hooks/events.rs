@@ -20,8 +20,11 @@ pub trait Events: Send + Sync + Sized + 'static {
     /// # Context
     ///
     /// On the vCPU's thread inside KVM_RUN; may sleep; `kvm->srcu` is not held.
-    fn hypercall(this: ArcBorrow<'_, Self>, vcpu: &Vcpu, call: HypercallArgs)
-        -> Result<i64, Killed>;
+    fn hypercall(
+        this: ArcBorrow<'_, Self>,
+        vcpu: &Vcpu,
+        call: HypercallArgs,
+    ) -> Result<i64, Killed>;
 
     /// The guest of this vCPU has just exited.
     ///

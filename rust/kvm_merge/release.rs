@@ -196,14 +196,14 @@ fn release_span(
 ) -> Chunk {
     let mut done = 0;
     while done < span.frames.pages().min(CHUNK_PAGES) {
-        let Step { pages, verdict } =
-            match vma::release_front(inside, span, done, CHUNK_PAGES, how) {
-                Front::Done(Step { pages, verdict: Verdict::Busy }) => {
-                    return Chunk { done, last: Last::Busy(pages) }
-                }
-                Front::Done(step) => step,
-                Front::Hole(hole) => return Chunk { done, last: Last::Hole(hole) },
-            };
+        let Step { pages, verdict } = match vma::release_front(inside, span, done, CHUNK_PAGES, how)
+        {
+            Front::Done(Step { pages, verdict: Verdict::Busy }) => {
+                return Chunk { done, last: Last::Busy(pages) }
+            }
+            Front::Done(step) => step,
+            Front::Hole(hole) => return Chunk { done, last: Last::Hole(hole) },
+        };
         if let Ok(part) = GfnRange::new(Gfn(span.frames.start().0 + done), pages) {
             tell(part, verdict);
         }
