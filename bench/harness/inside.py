@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import NoReturn, Self
 
 from vm.guest import Guest
-from vm.host import insert_host_modules
+from vm.host import insert_host_modules, workers
 
 BINARIES = Path("/src/kvm-dlh/build/bin")
 TRACING = Path("/sys/kernel/tracing")
@@ -100,9 +100,10 @@ def idle_waits() -> list[int]:
 
 
 def executed(pid: int) -> int:
-    """Instructions that all threads of a process have executed, those of its guest included (sum_exec_runtime, whose
-    nanoseconds are instructions here)."""
-    stats = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    """Instructions that all threads of a VMM have executed, those of its guest and of our workers for it included
+    (sum_exec_runtime, whose nanoseconds are instructions here)."""
+    stats = [*Path(f"/proc/{pid}/task").glob("*/schedstat")]
+    stats += [Path(f"/proc/{worker}/schedstat") for worker in workers(pid)]
     return sum(int(stat.read_text().split()[0]) for stat in stats)
 
 

@@ -7,7 +7,6 @@ Of the killed ones, one is filling its memory and the other one has calls pendin
 footprint back, and their processes find what they wrote; the plain guests keep theirs, and what is in it.
 """
 
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +28,7 @@ from vm.driver import (
 )
 from vm.find import DEBUGFS, directories
 from vm.guest import Guest
-from vm.host import Bridge, Dlh, insert_host_modules, remove_host_modules
+from vm.host import Bridge, Dlh, insert_host_modules, remove_host_modules, workers
 
 FILL_MIB = 96
 KEPT_MIB = 48
@@ -86,12 +85,6 @@ def kill_reporting(guest: Guest) -> str:
     return f"reporting: {pending} calls pending" if pending else ""
 
 
-def workers(guest: Guest) -> int:
-    """How many threads of the bridge a VMM has."""
-    ps = subprocess.run(["ps", "-L", "-o", "comm=", "-p", str(guest.pid)], capture_output=True, text=True)
-    return sum(name.startswith("ksm_bridge") for name in ps.stdout.splitlines())
-
-
 def keep(guest: Guest) -> str:
     """Fills a file in the guest's memory with what nobody could guess; returns its digest."""
     return guest.check(f"head -c {KEPT_MIB << 20} /dev/urandom > /tmp/kept && md5sum /tmp/kept")
@@ -121,7 +114,9 @@ for action, guest in zip((kill_filling, kill_reporting), killed, strict=True):
     ktap.comment(what)
     guest.kill()
     ktap.ok(forgotten(guest.pid), "neither KVM nor the modules know its VM any more", [*DEBUGFS.glob("k*/*-*")])
-ktap.equal([*map(workers, killed + four)], [0, 0, 1, 1, 1, 1], "their workers are gone, the others have one each")
+wait_until(lambda: not any(workers(guest.pid) for guest in killed))
+found = [len(workers(guest.pid)) for guest in killed + four]
+ktap.equal(found, [0, 0, 1, 1, 1, 1], "their workers are gone, the others have one each")
 known = sorted(path.name for path in (DEBUGFS / "ksm_bridge").glob("*-*"))
 theirs = sorted(path.name for guest in four for path in directories("ksm_bridge", guest.pid))
 ktap.ok(len(theirs) == 4 and known == theirs, "the bridge knows the guests that report, and no others", known, theirs)

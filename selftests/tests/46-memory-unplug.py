@@ -7,7 +7,6 @@ The ring lies in memory of virtio-mem, which first shrinks around it, and then g
 reset. A DIMM is unplugged while its pages are reported. The VMM is killed in the middle of reports.
 """
 
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -31,19 +30,13 @@ from vm.driver import (
     wait_until,
 )
 from vm.guest import Guest
-from vm.host import Bridge, Dlh, insert_host_modules, remove_host_modules
+from vm.host import Bridge, Dlh, all_workers, insert_host_modules, remove_host_modules
 
 MIB = 1 << 20
 # QEMU puts memory that can be plugged above 4 GiB; the kernel takes memory for itself from there first.
 PLUGGABLE = 4 << 30
 INSERT = "insmod /dlh_guest.ko order=0 timeout_ms=300"
 KILLS = 10
-
-
-def workers() -> str:
-    """The threads that merge, of all VMMs."""
-    ps = subprocess.run(["ps", "-eL", "-o", "comm="], check=True, stdout=subprocess.PIPE, text=True)
-    return " ".join(name for name in ps.stdout.split() if name == "ksm_bridge")
 
 
 def total_mib(guest: Guest) -> int:
@@ -160,11 +153,11 @@ def kill(directory: Path) -> None:
             busy.append(pending)
             ended = sum(seen.get(name, 0) for name in ("executed", "declined", "dropped"))
             right.append(ended <= seen.get("submitted", 0))
-            left.append((forgotten(guest.pid), workers()))
+            left.append((forgotten(guest.pid), wait_until(lambda: not all_workers())))
     ktap.comment(f"killed with {busy} calls pending")
     ktap.ok(sum(n > 0 for n in busy) > KILLS // 2, f"{KILLS} VMMs are killed, most with calls pending", busy)
     ktap.ok(all(right), "no call ended that was not submitted")
-    ktap.equal(left, [(True, "")] * KILLS, "nothing of the VMs is left, no thread either")
+    ktap.equal(left, [(True, True)] * KILLS, "nothing of the VMs is left, no thread either")
     with Guest(**arguments, incoming=state) as guest:
         ktap.ok(wait_above(Dlh(guest.pid), "executed", 20), "another one is served as ever")
 

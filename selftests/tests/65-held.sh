@@ -7,6 +7,6 @@ sysctl -qw kernel.hung_task_timeout_secs=10
 # Emulation is slow: without this, time would bound the drains that these tests count entries of.
 insmod build/modules/kvm_dlh.ko budget_us=1000000
 insmod build/modules/ksm_bridge.ko
-insmod build/test-modules/mmap_holder.ko
+insmod build/test-modules/vmm_holder.ko
 build/bin/dlh-vmm ktap held
-rmmod mmap_holder
+rmmod vmm_holder

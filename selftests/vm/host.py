@@ -23,6 +23,28 @@ def remove_host_modules() -> None:
     subprocess.run(["rmmod", "ksm_bridge", "kvm_dlh"], check=True)
 
 
+def workers(pid: int) -> list[int]:
+    """The kernel threads that release pages for a VMM's VMs. KVM tells the thread that made a VM, not the process."""
+    try:
+        threads = {task.name for task in Path(f"/proc/{pid}/task").iterdir()}
+    except FileNotFoundError:
+        threads = {str(pid)}
+    return [worker for worker, thread in all_workers() if thread in threads]
+
+
+def all_workers() -> list[tuple[int, str]]:
+    """All such threads, with the thread of a VMM that each is named after."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            name = (process / "comm").read_text().strip()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if name.startswith("ksm_bridge/"):
+            found.append((int(process.name), name.removeprefix("ksm_bridge/")))
+    return found
+
+
 class _Statistics:
     """The `name value` lines of the one VM of a VMM.
 

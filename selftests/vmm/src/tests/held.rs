@@ -191,11 +191,11 @@ fn locked_file() -> CaseResult {
     Ok(Verdict::Pass)
 }
 
-/// Keeps the mmap lock of a process; see selftests/modules/mmap_holder.c.
+/// Keeps the mmap lock of a process; see selftests/modules/vmm_holder.c.
 struct Holder;
 
 impl Holder {
-    const PARAMETER: &str = "/sys/module/mmap_holder/parameters/hold";
+    const PARAMETER: &str = "/sys/module/vmm_holder/parameters/mmap_lock";
 
     fn begin(pid: u32) -> Result<Self> {
         std::fs::File::options()
@@ -214,7 +214,7 @@ impl Drop for Holder {
 
 fn locked_mappings() -> CaseResult {
     if !std::path::Path::new(Holder::PARAMETER).exists() {
-        return Ok(Verdict::Skip("mmap_holder.ko is not there".into()));
+        return Ok(Verdict::Skip("vmm_holder.ko is not there".into()));
     }
     let file = Mapping::new(Backing::SharedMemfd, LEN)?;
     for memory in [None, Some(&file)] {
