@@ -48,7 +48,7 @@ CLOUD_HYPERVISOR_KINDS = {
 
 def version(binary: str | Path) -> str:
     said = subprocess.run([binary, "--version"], check=True, capture_output=True, text=True).stdout
-    found = re.search(r"\d+(\.\d+)+", said)
+    found = re.search(r"\d+(\.\d+)+(-\d+)?", said)
     return found[0] if found else said.split("\n")[0]
 
 
