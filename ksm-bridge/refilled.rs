@@ -9,7 +9,7 @@
 use dlh_abi::Gfn;
 use kernel::{
     current,
-    mm::{Mm, MmWithUser},
+    mm::Mm,
     sync::{
         aref::ARef,
         atomic::{ordering::Relaxed, Atomic},
@@ -55,9 +55,7 @@ impl Refilled {
     /// Looks at `pages` pages of the map from `from` on, as far as `most` are found.
     fn look(&self, map: &Map, from: Gfn, pages: u64, most: u64) -> Found {
         let mut found = Found { next: Some(from), ..Found::default() };
-        let mm = self.mm.as_ref().and_then(|mm| mm.mmget_not_zero());
-        // Whoever asks is not the one to take down the VMM's memory.
-        let Some(mm) = mm.map(MmWithUser::into_mmput_async) else { return Found::default() };
+        let Some(mm) = &self.mm else { return Found::default() };
         let end = from.0.saturating_add(pages);
         while let Some(next) = found.next {
             if next.0 >= end || found.there >= most {
@@ -66,7 +64,7 @@ impl Refilled {
             let (span, next) = map.merged_from(next, STEP);
             if let Some(span) = span {
                 found.merged += span.frames.pages();
-                found.there += in_shared_file(&mm, span, most - found.there);
+                found.there += in_shared_file(mm, span, most - found.there);
             }
             found.next = next;
         }

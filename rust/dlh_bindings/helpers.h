@@ -214,7 +214,7 @@ unsigned long dlh_file_loose_bytes(struct file *file, u64 offset, unsigned long 
 int dlh_shmem_punch(struct file *file, u64 offset, unsigned long bytes);
 bool dlh_file_is_busy(struct file *file);
 int dlh_file_punch(struct file *file, u64 offset, unsigned long bytes);
-u64 dlh_vma_in_shared_file(const struct vm_area_struct *vma, unsigned long address, u64 pages);
+u64 dlh_mm_in_shared_file(struct mm_struct *mm, unsigned long address, u64 pages);
 
 /* helpers/worker.c: a thread that works for one VM. */
 #define DLH_WORKER_NAP_US 1000U

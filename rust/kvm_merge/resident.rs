@@ -7,7 +7,7 @@
 
 use dlh_abi::PAGE_SIZE;
 use dlh_bindings as bindings;
-use kernel::mm::MmWithUser;
+use kernel::mm::Mm;
 use kvm_vm::Span;
 
 /// Pages looked at under one hold of the mmap lock.
@@ -19,22 +19,15 @@ const CHUNK_PAGES: u64 = 8192;
 ///
 /// # Context
 ///
-/// Any thread that may take an mmap lock; waits for no lock.
-pub fn in_shared_file(mm: &MmWithUser, span: Span, most: u64) -> u64 {
+/// Any thread that may sleep; waits for no lock, and adds no user to the address space, whose end may be long.
+pub fn in_shared_file(mm: &Mm, span: Span, most: u64) -> u64 {
     let (mut done, mut found) = (0, 0);
     while done < span.frames.pages() && found <= most {
         let count = CHUNK_PAGES.min(span.frames.pages() - done);
-        found += in_chunk(mm, span.hva.0 + (done * PAGE_SIZE) as usize, count);
+        let address = span.hva.0 + (done * PAGE_SIZE) as usize;
+        // SAFETY: The mm is counted as long as the reference lives; any address may be asked for.
+        found += unsafe { bindings::dlh_mm_in_shared_file(mm.as_raw().cast(), address, count) };
         done += count;
     }
     found
-}
-
-/// The same for `pages` pages at `address`, as far as one VMA has them.
-fn in_chunk(mm: &MmWithUser, address: usize, pages: u64) -> u64 {
-    let Some(mmap) = mm.mmap_read_trylock() else { return 0 };
-    let Some(vma) = mmap.vma_lookup(address) else { return 0 };
-    let here = pages.min((vma.end() - address) as u64 / PAGE_SIZE);
-    // SAFETY: A `VmaRef` exists only while its mmap lock is held, and the pages lie in it.
-    unsafe { bindings::dlh_vma_in_shared_file(vma.as_ptr().cast(), address, here) }
 }

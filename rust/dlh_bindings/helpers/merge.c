@@ -408,7 +408,7 @@ int dlh_file_punch(struct file *file, u64 offset, unsigned long bytes)
  * folios count where all of their pages are among those. The caller holds the mmap lock, and the pages lie in
  * the VMA. Only entries are looked at, no folio.
  */
-u64 dlh_vma_in_shared_file(const struct vm_area_struct *vma, unsigned long address, u64 pages)
+static u64 in_shared_file(const struct vm_area_struct *vma, unsigned long address, u64 pages)
 {
 	unsigned long first, last;
 	struct folio *folio;
@@ -431,5 +431,26 @@ u64 dlh_vma_in_shared_file(const struct vm_area_struct *vma, unsigned long addre
 			found += count;
 	}
 	rcu_read_unlock();
+	return found;
+}
+
+/*
+ * The same for as many of the pages as lie in one VMA. The mm has a count (mmgrab), but may have no users any more: no
+ * user is added here, for the last one to go takes the address space down, and may wait for a file system in user space
+ * then. A VMA that is found while there are users stays until the lock is let go of: exit_mmap() takes it for
+ * writing before it frees any (mm/mmap.c). Waits for nobody.
+ */
+u64 dlh_mm_in_shared_file(struct mm_struct *mm, unsigned long address, u64 pages)
+{
+	const struct vm_area_struct *vma;
+	u64 found = 0;
+
+	if (!mmap_read_trylock(mm))
+		return 0;
+	vma = atomic_read(&mm->mm_users) ? vma_lookup(mm, address) : NULL;
+	if (vma)
+		found = in_shared_file(vma, address,
+				       min_t(u64, pages, (vma->vm_end - address) >> PAGE_SHIFT));
+	mmap_read_unlock(mm);
 	return found;
 }
