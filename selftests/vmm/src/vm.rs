@@ -224,7 +224,7 @@ impl Vm {
     /// The pages of a memslot that were written since the last call, by their numbers in it.
     pub(crate) fn dirty_pages(&self, slot: Slot) -> Result<Vec<usize>> {
         let words = self.fd.get_dirty_log(slot.0, self.region(slot).mapping.len())?;
-        let is_set = |page: &usize| words[page / 64] & 1 << (page % 64) != 0;
+        let is_set = |page: &usize| words[page / 64] & (1 << (page % 64)) != 0;
         Ok((0..64 * words.len()).filter(is_set).collect())
     }
 
