@@ -42,25 +42,23 @@ pub(crate) struct Again {
     sweep: Mutex<Option<Sweep>>,
 }
 
-/// Begins anew, before anything is reported: marks are those of whoever reported before, and nobody can say
-/// what the host still knows of that. May sleep.
+/// Asks for the first time, before anything is reported. If the host wants all, the marks that are there are those
+/// of whoever reported before, to a host that has forgotten it. May sleep.
 ///
 /// # Errors
 ///
 /// `ENOMEM`.
 pub(crate) fn begin(rings: &Rings, free_pages: &FreePages) -> Result<Marks> {
     let (marks, mut sweep) = (Marks::new()?, Sweep::default());
-    loop {
+    let Answer::Host { wanted } = free_pages.ask() else { return Ok(marks) };
+    rings.stats().count(Event::Asked);
+    while wanted {
         let (unmarked, swept) = marks.clear(&mut sweep, PART);
         rings.stats().add(Event::Unmarked, unmarked);
         // Memory that goes just now is not worth waiting for.
         if swept != Swept::Part {
             break;
         }
-    }
-    // All is going to be reported, whatever the answer.
-    if let Answer::Host { .. } = free_pages.ask() {
-        rings.stats().count(Event::Asked);
     }
     Ok(marks)
 }
