@@ -20,7 +20,7 @@ const PLACE: u64 = 0x8000_0000;
 /// A report of this much filled memory keeps the worker busy for a while.
 const SLOW: usize = 256 * MIB;
 /// So many reports, while the worker and the vCPU thread look at the same ring.
-const MANY: u64 = 20_000;
+const MANY: u64 = 200_000;
 
 pub(super) fn cases() -> Vec<Case> {
     vec![
