@@ -52,7 +52,10 @@ pub(crate) fn begin(rings: &Rings, free_pages: &FreePages) -> Result<Marks> {
     let (marks, mut sweep) = (Marks::new()?, Sweep::default());
     let Answer::Host { wanted } = free_pages.ask() else { return Ok(marks) };
     rings.stats().count(Event::Asked);
-    while wanted {
+    if !wanted {
+        return Ok(marks);
+    }
+    loop {
         let (unmarked, swept) = marks.clear(&mut sweep, PART);
         rings.stats().add(Event::Unmarked, unmarked);
         // Memory that goes just now is not worth waiting for.

@@ -244,7 +244,14 @@ fn bad_ranges() -> CaseResult {
         (PLACE + 2048, PAGE_BYTES),
         (PLACE, 1),
         (PLACE, PAGE_BYTES - 1),
-        (PLACE, PAGE_BYTES + 1),
+        (PLACE, PAGE_BYTES + 2),
+        (PLACE, PAGE_BYTES + 4),
+        // The flag alone, and beside what is none.
+        (PLACE, PAGE_BYTES + 5),
+        (PLACE + 1, PAGE_BYTES + 1),
+        // A question names nothing.
+        (PLACE, 2),
+        (0, 3),
         (PLACE, 0),
         (PLACE, 1 << 52),
         (PLACE, 1 << 63),
