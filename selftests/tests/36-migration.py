@@ -49,8 +49,8 @@ def moved(source: Guest, destination: Guest, setups: int, what: str) -> None:
     ktap.comment(f"{what}: bridge {bridge.all()}")
     ktap.ok(found.laps > 4, f"{what}: memory was used all the time", found)
     ktap.equal(found.wrong, 0, f"{what}: every word is what was written")
-    # A report whose ring is lost fails.
-    renewed = seen["setups"] > setups and seen["failed"] <= seen["lost"]
+    # A report fails whose ring is lost, or of which a range was declined, as all are while userfaultfd is armed.
+    renewed = seen["setups"] > setups and seen["failed"] <= seen["lost"] + seen["declined"]
     ktap.ok(renewed, f"{what}: the driver has got new rings", setups, seen)
     ktap.ok(lawful(dlh), f"{what}: no call is lost in the destination", dlh.all())
 
