@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `/sys/kernel/debug/ksm_bridge/`: one directory a VM, called as KVM calls its own: `stats`; `map`, the
+//! `/sys/kernel/debug/ksm_bridge/`: one directory a VM, called as KVM calls its own, and as that in sysfs: `stats`; `map`, the
 //! free-page map for tools; and `again`: what is written there has the guest report all that is free once more.
 
 use debugfs::{Dir, File, Sink};
 use kernel::{
     current, fmt,
     prelude::*,
-    str::CString,
+    str::{CStr, CString},
     sync::{
         atomic::{ordering::Relaxed, Atomic},
         Arc,
@@ -50,8 +50,12 @@ impl Directory {
     }
 
     /// `<tid>-<fd>`. Where KVM has no such directory, or that of a VM that has ended is still there, a number
-    /// makes it unique.
-    fn name_for(&self, vm: &Vm) -> Result<CString> {
+    /// makes it unique. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// `ENOMEM`.
+    pub(crate) fn name_for(&self, vm: &Vm) -> Result<CString> {
         let serial = self.serial.fetch_add(1, Relaxed);
         let Some(name) = vm.name() else {
             return CString::try_from_fmt(fmt!("{}-vm{serial}", vm.creator()));
@@ -63,13 +67,13 @@ impl Directory {
         Ok(name)
     }
 
-    /// Makes the directory of one VM. On a thread of its VMM; may sleep.
+    /// Makes the directory of one VM, of this name. On a thread of its VMM; may sleep.
     ///
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub(crate) fn add(&self, vm: &Vm, merger: &Arc<Merger>) -> Result<VmDirectory> {
-        let dir = self.dir.subdir(&self.name_for(vm)?)?;
+    pub(crate) fn add(&self, name: &CStr, merger: &Arc<Merger>) -> Result<VmDirectory> {
+        let dir = self.dir.subdir(name)?;
         let vmm_pid = current!().tgid();
         Ok(VmDirectory {
             _stats: dir.text(c"stats", Stats { merger: merger.clone(), vmm_pid })?,

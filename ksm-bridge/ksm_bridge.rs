@@ -29,6 +29,7 @@ mod operation;
 mod refilled;
 mod stats;
 
+use kvm_control::ShownRules;
 use kvm_merge::Mode;
 use kvm_ops::Registration;
 use merger::Policy;
@@ -61,8 +62,9 @@ impl kernel::Module for KsmBridge {
             _ => pr_err!("cannot start, kvm_dlh does not take FREE_PAGES: {:?}\n", e),
         })?;
         pr_info!(
-            "version {}: taking free pages of guests; merge={}, worker_cpu_percent={}\n",
+            "version {}: taking free pages of guests; allow={}, merge={}, worker_cpu_percent={}\n",
             VERSION,
+            ShownRules,
             merge,
             policy.cpu_percent
         );

@@ -10,8 +10,9 @@ use kernel::{
     sync::{Arc, Mutex, SpinLock},
     time::{Instant, Monotonic},
 };
+use kvm_control::{Allow, Permission};
 use kvm_faults::FaultEvents;
-use kvm_merge::{release, Mode, Patience, Verdict};
+use kvm_merge::{release, Mode, Patience, Terms, Verdict};
 use kvm_ops::{complete_all, Token};
 use kvm_vm::{Memslots, SlotError, Span, Vm, VmRef};
 use kvm_worker::{Job, Pace, Turn};
@@ -68,6 +69,7 @@ pub(crate) struct Policy {
 /// The merger.
 #[pin_data]
 pub(crate) struct Merger {
+    allow: Arc<Allow>,
     mode: Mode,
     pace: Pace,
     /// What its times are counted from.
@@ -85,12 +87,13 @@ pub(crate) struct Merger {
 
 impl Merger {
     /// A merger for one VM. May sleep.
-    pub(crate) fn new(policy: Policy) -> Result<Arc<Self>> {
+    pub(crate) fn new(policy: Policy, allow: Arc<Allow>) -> Result<Arc<Self>> {
         let list = KVec::with_capacity(MOST_WAITING, GFP_KERNEL_ACCOUNT)?;
         let taken = KVec::with_capacity(MOST_WAITING, GFP_KERNEL_ACCOUNT)?;
         let runs = KVec::with_capacity(MOST_WAITING, GFP_KERNEL_ACCOUNT)?;
         Arc::pin_init(
             pin_init!(Self {
+                allow,
                 mode: policy.mode,
                 pace: Pace::new(policy.cpu_percent),
                 began: Instant::now(),
@@ -121,6 +124,16 @@ impl Merger {
         self.again.answer(now, || self.refilled.is_much(&self.map))
     }
 
+    /// Whether anything of the VM's memory may be given up now. Any thread; may sleep.
+    fn may_release(&self) -> bool {
+        self.allow.permission() != Permission::Nothing
+    }
+
+    /// Requests of the VM are declined because root does not allow it.
+    fn declined_by_policy(&self, requests: u64) {
+        self.stats.policy(requests);
+    }
+
     /// Accepts pages the guest does not use until `token` is completed, or gives the token back with
     /// the reason. Returns whether the worker is to be woken. On a thread of the VMM; may sleep.
     pub(crate) fn accept(
@@ -130,6 +143,11 @@ impl Merger {
         contents: Contents,
         token: Token,
     ) -> Result<bool, (Token, CallError)> {
+        if !self.may_release() {
+            self.declined_by_policy(1);
+            // For now: root may think better of it.
+            return Err((token, CallError::Busy));
+        }
         let mut requests = self.requests.lock();
         if requests.closed {
             return Err((token, CallError::Gone));
@@ -229,11 +247,11 @@ impl Merger {
         let at_end = release(
             turn,
             patience,
+            // Root may change its mind.
+            || self.terms(*contents),
             // Devices may be assigned at any time, and pin the memory then.
             || (!vm.has_assigned_devices()).then(|| vm.memslots()),
             frames,
-            self.mode,
-            *contents,
             |part, verdict| {
                 self.stats.judged(part.pages(), verdict);
                 // What passes sooner is declined, and reported again by itself.
@@ -243,6 +261,9 @@ impl Merger {
                 match verdict {
                     Verdict::Merged => self.map.merged(part, *now),
                     _ => self.map.set(part, PageState::Unknown),
+                }
+                if verdict == Verdict::Hugetlb {
+                    self.decline(part, taken);
                 }
                 if verdict.is_passing() {
                     let first = passing.map_or(part.start(), |(first, _)| first);
@@ -260,6 +281,26 @@ impl Merger {
             }
         }
         at_end
+    }
+
+    /// What may be released now, and how. On the worker; may sleep.
+    fn terms(&self, contents: Contents) -> Option<Terms> {
+        let hugetlb = match self.allow.permission() {
+            Permission::Nothing => return None,
+            Permission::Ordinary => false,
+            Permission::All => true,
+        };
+        Some(Terms { mode: self.mode, hugetlb, contents })
+    }
+
+    /// Declines those of `taken` that name a page of `part`, for now: root may think better of it.
+    fn decline(&self, part: GfnRange, taken: &mut [Request]) {
+        for Request { frames, status, .. } in taken {
+            if status.is_ok() && frames.start() < part.end() && part.start() < frames.end() {
+                *status = CallError::Busy.into();
+                self.declined_by_policy(1);
+            }
+        }
     }
 }
 
@@ -350,8 +391,13 @@ impl Job for Merger {
             for frames in &runs[..kept] {
                 self.map.set(*frames, PageState::Unknown);
             }
+            let mut declined = 0;
             for request in taken.iter_mut().filter(|request| request.status.is_ok()) {
                 request.status = CallError::Busy.into();
+                declined += 1;
+            }
+            if !self.may_release() {
+                self.declined_by_policy(declined);
             }
         }
         runs.clear();

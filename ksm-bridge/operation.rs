@@ -10,6 +10,7 @@ use kernel::{
     prelude::*,
     sync::{Arc, ArcBorrow},
 };
+use kvm_control::{Allow, VmDirectory as Control};
 use kvm_faults::{Faults, Watching};
 use kvm_ops::{Operation, Outcome, Token};
 use kvm_vm::Vm;
@@ -23,20 +24,29 @@ use crate::{
 /// The operation.
 pub(crate) struct FreePages {
     policy: Policy,
+    controls: kvm_control::Directory,
     directory: Directory,
     faults: Arc<Faults<Merger>>,
 }
 
-/// What it keeps for a VM: the merger, the thread that runs it, and what watches for pages that come back.
+/// What it keeps for a VM: the merger, the thread that runs it, what watches for pages that come back, and what is
+/// shown of it.
 pub(crate) struct Context {
     worker: Worker<Merger>,
     _watching: Watching<Merger>,
+    // Before the one in debugfs: a name that is free there is free here.
+    control: Control,
     _directory: VmDirectory,
 }
 
 impl FreePages {
     pub(crate) fn new(policy: Policy) -> Result<Self> {
-        Ok(Self { policy, directory: Directory::new()?, faults: Faults::new()? })
+        Ok(Self {
+            policy,
+            controls: kvm_control::Directory::new()?,
+            directory: Directory::new()?,
+            faults: Faults::new()?,
+        })
     }
 }
 
@@ -46,13 +56,18 @@ impl Operation for FreePages {
     type Context = Context;
 
     fn attach(&self, vm: &Vm) -> Result<Arc<Context>> {
-        let merger = Merger::new(self.policy)?;
+        let allow = Allow::new()?;
+        let merger = Merger::new(self.policy, allow.clone())?;
         // First what may fail for want of threads, last what others notice.
         let worker = Worker::start(vm, merger.clone())?;
-        let directory = self.directory.add(vm, &merger)?;
+        let name = self.directory.name_for(vm)?;
+        let control = self.controls.add(&name, allow)?;
+        let directory = self.directory.add(&name, &merger)?;
         let watching = self.faults.watch(vm, merger)?;
-        let context = Context { worker, _watching: watching, _directory: directory };
-        Ok(Arc::new(context, GFP_KERNEL_ACCOUNT)?)
+        let context = Context { worker, _watching: watching, control, _directory: directory };
+        let context = Arc::new(context, GFP_KERNEL_ACCOUNT)?;
+        context.control.show();
+        Ok(context)
     }
 
     fn execute(context: ArcBorrow<'_, Context>, vm: &Vm, arg: [u64; 2], token: Token) -> Outcome {

@@ -9,7 +9,7 @@ use kernel::{
 use kvm_merge::Verdict;
 
 /// In the order of their numbers.
-const VERDICTS: [(Verdict, &str); 12] = [
+const VERDICTS: [(Verdict, &str); 13] = [
     (Verdict::Merged, "merged_pages"),
     (Verdict::NoMemslot, "skipped_memslot"),
     (Verdict::ReadOnly, "skipped_readonly"),
@@ -22,6 +22,7 @@ const VERDICTS: [(Verdict, &str); 12] = [
     (Verdict::Partial, "skipped_partial"),
     (Verdict::File, "skipped_file"),
     (Verdict::Busy, "skipped_busy"),
+    (Verdict::Hugetlb, "skipped_hugetlb"),
 ];
 
 const _: () = {
@@ -39,6 +40,7 @@ const SPANS: [(u32, &str); 3] = [(1_000, "1s"), (10_000, "10s"), (100_000, "100s
 pub(crate) struct Stats {
     requests: Atomic<u64>,
     busy: Atomic<u64>,
+    policy: Atomic<u64>,
     assigned: Atomic<u64>,
     reported: Atomic<u64>,
     runs: Atomic<u64>,
@@ -53,6 +55,7 @@ impl Stats {
         Self {
             requests: Atomic::new(0),
             busy: Atomic::new(0),
+            policy: Atomic::new(0),
             assigned: Atomic::new(0),
             reported: Atomic::new(0),
             runs: Atomic::new(0),
@@ -71,6 +74,11 @@ impl Stats {
     /// A request was declined for want of room.
     pub(crate) fn busy(&self) {
         self.busy.add(1, Relaxed);
+    }
+
+    /// Requests were declined because root does not allow it.
+    pub(crate) fn policy(&self, requests: u64) {
+        self.policy.add(requests, Relaxed);
     }
 
     /// A request was declined because the VM has assigned devices.
@@ -106,6 +114,7 @@ impl Stats {
         for (name, counter) in [
             ("requests", &self.requests),
             ("busy", &self.busy),
+            ("declined_policy", &self.policy),
             ("refused_assigned_devices", &self.assigned),
             ("reported_pages", &self.reported),
             ("runs", &self.runs),

@@ -13,6 +13,7 @@
 struct callback_head;
 struct dentry;
 struct file;
+struct kobject;
 struct kvm;
 struct kvm_vcpu;
 struct mm_struct;
@@ -75,7 +76,7 @@ struct dentry *dlh_debugfs_file(const char *name, struct dentry *parent, const s
 void dlh_debugfs_remove(struct dentry *entry);
 bool dlh_debugfs_has(struct dentry *parent, const char *name);
 
-/* helpers/params/: the parameters of each module. Never change once its init runs. */
+/* helpers/params/: the parameters of each module. All but allow never change once its init runs. */
 u32 dlh_param_budget_entries(void);
 u32 dlh_param_budget_us(void);
 u32 dlh_param_max_defer_us(void);
@@ -86,6 +87,19 @@ int dlh_param_order(void);
 u32 dlh_param_batch(void);
 u32 dlh_param_pace_mib(void);
 u32 dlh_param_timeout_ms(void);
+#define DLH_ALLOW_DEFAULT "all"
+u32 dlh_allow_generation(void);
+const char *dlh_allow_text(size_t *bytes);
+struct dlh_allow_bad {
+	/* What is meant of the value. */
+	const char *word;
+	size_t word_bytes;
+	/* Why it is no good; NULL: it is good. Both are not terminated. */
+	const char *why;
+	size_t why_bytes;
+};
+/* In Rust (rust/kvm_control): checks a value, and returns its length without a newline at its end. */
+size_t dlh_allow_check(const char *value, size_t bytes, struct dlh_allow_bad *bad);
 
 /* helpers/user.c: the VMM's memory, as far as it is there; words of it each in one access. */
 struct dlh_ring_words {
@@ -228,6 +242,23 @@ bool dlh_worker_enter(struct dlh_worker *worker);
 void dlh_worker_leave(struct dlh_worker *worker);
 void dlh_worker_nap(void);
 u64 dlh_worker_cpu_ns(void);
+
+/* helpers/vmm.c: who a VMM is. */
+u32 dlh_current_uid(void);
+u64 dlh_cgroup_id(const struct mm_struct *mm);
+size_t dlh_cgroup_path(const struct mm_struct *mm, char *path, size_t room);
+
+/* helpers/control.c: what root says of a VM, in sysfs. */
+enum dlh_choice {
+	DLH_CHOICE_DEFAULT,
+	DLH_CHOICE_YES,
+	DLH_CHOICE_NO,
+};
+struct dlh_control;
+struct kobject *dlh_control_root_create(void);
+void dlh_control_root_remove(struct kobject *root);
+struct dlh_control *dlh_control_add(struct kobject *root, const char *name, int pid, u32 *choice);
+void dlh_control_remove(struct dlh_control *control);
 
 /* helpers/guest.c: what the guest's driver needs. */
 s64 dlh_guest_hypercall(u64 function, u64 arg0, u64 arg1, u64 arg2);

@@ -11,5 +11,5 @@ mod release;
 mod resident;
 mod vma;
 
-pub use release::{release, Mode, Patience, Verdict};
+pub use release::{release, Mode, Patience, Terms, Verdict};
 pub use resident::in_shared_file;

@@ -47,6 +47,8 @@ pub enum Verdict {
     File,
     /// Kept: others had locks that are not waited for.
     Busy,
+    /// Kept: of hugetlbfs, which the terms leave out.
+    Hugetlb,
 }
 
 impl Verdict {
@@ -91,6 +93,17 @@ pub enum Mode {
     Share,
 }
 
+/// What to release, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// When the zero page is mapped.
+    pub mode: Mode,
+    /// Whether memory of hugetlbfs is released, too.
+    pub hugetlb: bool,
+    /// What the guest relies on finding there afterwards.
+    pub contents: Contents,
+}
+
 impl From<SlotError> for Verdict {
     fn from(e: SlotError) -> Self {
         match e {
@@ -102,10 +115,10 @@ impl From<SlotError> for Verdict {
 }
 
 /// Releases what may be released of `frames`, and says of each part what became of it. Returns whether it has
-/// come to the end: not if the worker is being stopped, if the VMM has ended, or if `lock` has had it stop. The guest
-/// must not be using them; `contents` is what it relies on finding there afterwards.
+/// come to the end: not if the worker is being stopped, if the VMM has ended, or if `terms` or `lock` have had it stop.
+/// The guest must not be using them.
 ///
-/// `lock` locks the memslots; they are let go of from time to time, so that changing them never waits
+/// `terms` is asked from time to time, with nothing held; it may sleep, but not wait for a user. `lock` locks the memslots; they are let go of from time to time, so that changing them never waits
 /// for much more than [`CHUNK_PAGES`].
 ///
 /// # Context
@@ -115,10 +128,9 @@ impl From<SlotError> for Verdict {
 pub fn release<'a>(
     turn: &mut Turn,
     patience: &mut Patience,
+    terms: impl Fn() -> Option<Terms>,
     lock: impl Fn() -> Option<Memslots<'a>>,
     frames: GfnRange,
-    mode: Mode,
-    contents: Contents,
     mut tell: impl FnMut(GfnRange, Verdict),
 ) -> bool {
     let mut next = frames.start();
@@ -128,10 +140,11 @@ pub fn release<'a>(
         if !turn.may_go_on() {
             return false;
         }
+        let Some(terms) = terms() else { return false };
         let Chunk { done, last } = {
             let Some(inside) = turn.enter() else { return false };
             let Some(slots) = lock() else { return false };
-            release_chunk(&inside, &slots, rest, (mode, contents), &mut tell)
+            release_chunk(&inside, &slots, rest, terms, &mut tell)
         };
         next = Gfn(next.0 + done);
         let last = match last {
@@ -174,11 +187,11 @@ fn release_chunk(
     inside: &Inside<'_>,
     slots: &Memslots<'_>,
     rest: GfnRange,
-    how: (Mode, Contents),
+    terms: Terms,
     tell: &mut impl FnMut(GfnRange, Verdict),
 ) -> Chunk {
     let (frames, verdict) = match slots.translate(rest) {
-        Ok(span) if slots.vm().is_current() => return release_span(inside, span, how, tell),
+        Ok(span) if slots.vm().is_current() => return release_span(inside, span, terms, tell),
         Ok(span) => (span.frames, Verdict::NoMemslot),
         // The slot has changed since the pages were reported.
         Err(e) => (rest, e.into()),
@@ -191,19 +204,19 @@ fn release_chunk(
 fn release_span(
     inside: &Inside<'_>,
     span: Span,
-    how: (Mode, Contents),
+    terms: Terms,
     tell: &mut impl FnMut(GfnRange, Verdict),
 ) -> Chunk {
     let mut done = 0;
     while done < span.frames.pages().min(CHUNK_PAGES) {
-        let Step { pages, verdict } = match vma::release_front(inside, span, done, CHUNK_PAGES, how)
-        {
-            Front::Done(Step { pages, verdict: Verdict::Busy }) => {
-                return Chunk { done, last: Last::Busy(pages) }
-            }
-            Front::Done(step) => step,
-            Front::Hole(hole) => return Chunk { done, last: Last::Hole(hole) },
-        };
+        let Step { pages, verdict } =
+            match vma::release_front(inside, span, done, CHUNK_PAGES, terms) {
+                Front::Done(Step { pages, verdict: Verdict::Busy }) => {
+                    return Chunk { done, last: Last::Busy(pages) }
+                }
+                Front::Done(step) => step,
+                Front::Hole(hole) => return Chunk { done, last: Last::Hole(hole) },
+            };
         if let Ok(part) = GfnRange::new(Gfn(span.frames.start().0 + done), pages) {
             tell(part, verdict);
         }

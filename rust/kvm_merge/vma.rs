@@ -10,7 +10,7 @@ use kvm_worker::Inside;
 use crate::{
     file::{Hole, Place},
     mmap::{Mmap, Vma},
-    Mode, Verdict,
+    Mode, Terms, Verdict,
 };
 
 /// What became of the pages at the front.
@@ -46,7 +46,7 @@ pub(crate) fn release_front(
     span: Span,
     done: u64,
     most: u64,
-    (mode, contents): (Mode, Contents),
+    terms: Terms,
 ) -> Front {
     let rest = span.frames.pages() - done;
     let Some(mmap) = Mmap::try_lock(inside) else {
@@ -65,7 +65,7 @@ pub(crate) fn release_front(
         bindings::dlh_vma_DLH_VMA_ANONYMOUS
         | bindings::dlh_vma_DLH_VMA_SHARED_FILE
         | bindings::dlh_vma_DLH_VMA_PRIVATE_FILE => None,
-        bindings::dlh_vma_DLH_VMA_PRIVATE_OTHER if contents == Contents::Any => None,
+        bindings::dlh_vma_DLH_VMA_PRIVATE_OTHER if terms.contents == Contents::Any => None,
         bindings::dlh_vma_DLH_VMA_PFNMAP => Some(Verdict::PfnMap),
         bindings::dlh_vma_DLH_VMA_LOCKED => Some(Verdict::Locked),
         bindings::dlh_vma_DLH_VMA_UFFD => Some(Verdict::Userfault),
@@ -76,6 +76,10 @@ pub(crate) fn release_front(
     }
 
     let page = vma.page_bytes() / PAGE_SIZE;
+    // Only hugetlbfs has other pages than small ones.
+    if page != 1 && !terms.hugetlb {
+        return step(here, Verdict::Hugetlb);
+    }
     // A huge page is released whole, or not at all.
     let frame = address as u64 / PAGE_SIZE;
     let before = frame - round_down(frame, page);
@@ -94,7 +98,7 @@ pub(crate) fn release_front(
         }
         // Whatever the file holds may be seen then.
         bindings::dlh_vma_DLH_VMA_PRIVATE_FILE | bindings::dlh_vma_DLH_VMA_PRIVATE_OTHER
-            if contents == Contents::Any =>
+            if terms.contents == Contents::Any =>
         {
             Front::Done(zap(&vma, address, pages, page))
         }
@@ -110,7 +114,7 @@ pub(crate) fn release_front(
         }
         _ => {
             let zapped = zap(&vma, address, pages, page);
-            if mode == Mode::Share && zapped.verdict == Verdict::Merged {
+            if terms.mode == Mode::Share && zapped.verdict == Verdict::Merged {
                 vma.map_zero_page(address, (zapped.pages * PAGE_SIZE) as usize);
             }
             Front::Done(zapped)

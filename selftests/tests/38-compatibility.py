@@ -116,6 +116,7 @@ def cloud_hypervisor(kind: Kind, options: str, known: Sequence[Row]) -> list[Row
 
 ktap.plan(len(KINDS) * 6 + len(CLOUD_HYPERVISOR_KINDS) * 3)
 insert_host_modules()
+Path("/sys/module/ksm_bridge/parameters/allow").write_text("all,hugetlb")
 reserve_hugetlb(2 * int(MEM.removesuffix("M")) + 64)
 known = read(DOCS.read_text())
 rows = [row for kind in KINDS for row in qemu(kind, known)]

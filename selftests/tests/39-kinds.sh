@@ -9,7 +9,7 @@ mkswap /dev/zram0 >/dev/null
 swapon /dev/zram0
 # Emulation is slow: without this, time would bound the drains that these tests count entries of.
 insmod build/modules/kvm_dlh.ko budget_us=1000000
-insmod build/modules/ksm_bridge.ko
+insmod build/modules/ksm_bridge.ko allow=all,hugetlb
 build/bin/dlh-vmm ktap kinds
 rmmod ksm_bridge
 rmmod kvm_dlh

@@ -13,7 +13,8 @@ What becomes of the free pages that a guest reports, by its VMM and the kind of 
 what `selftests/tests/38-compatibility.py` has seen, with the versions that it has last seen it with.
 `tools/compatibility` runs it and renews this file. The test fails where what it sees is not what is written here.
 Lines of a VMM that is not there stay as they are; one without lines has not been run. cloud-hypervisor is
-there if `CLOUD_HYPERVISOR` names a binary.
+there if `CLOUD_HYPERVISOR` names a binary. `ksm_bridge` has `allow=all,hugetlb`; without `hugetlb` memory of hugetlbfs is kept
+(`skipped_hugetlb`).
 
 "merged": the host's copies go. "kept": they stay, for the reason that `ksm_bridge` counts under that
 name (`/sys/kernel/debug/ksm_bridge/<tid>-<fd>/stats`; `<tid>` is the thread that made the VM, which with
