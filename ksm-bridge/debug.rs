@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! `/sys/kernel/debug/ksm_bridge/`: one directory a VM, called as KVM calls its own, and as that in sysfs: `stats`; `map`, the
-//! free-page map for tools; and `again`: what is written there has the guest report all that is free once more.
+//! `/sys/kernel/debug/ksm_bridge/`: one directory a VM, called as KVM calls its own, and as that in sysfs: `stats`, and
+//! `map`, the free-page map for tools.
 
-use debugfs::{Dir, File, Sink};
+use debugfs::{Dir, File};
 use kernel::{
     current, fmt,
     prelude::*,
@@ -27,11 +27,7 @@ pub(crate) struct Directory {
 pub(crate) struct VmDirectory {
     _stats: File<Stats>,
     _map: File<Dump>,
-    _again: File<Again>,
 }
-
-/// `again`.
-struct Again(Arc<Merger>);
 
 /// `stats`.
 struct Stats {
@@ -78,7 +74,6 @@ impl Directory {
         Ok(VmDirectory {
             _stats: dir.text(c"stats", Stats { merger: merger.clone(), vmm_pid })?,
             _map: dir.binary(c"map", Dump(merger.clone()))?,
-            _again: dir.sink(c"again", Again(merger.clone()))?,
         })
     }
 }
@@ -87,12 +82,5 @@ impl fmt::Display for Stats {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "vmm_pid {}", self.vmm_pid)?;
         self.merger.show(f)
-    }
-}
-
-impl Sink for Again {
-    fn write(&self, _bytes: &[u8]) -> Result {
-        self.0.again().want();
-        Ok(())
     }
 }

@@ -10,7 +10,7 @@ use kernel::{
     sync::{Arc, Mutex, SpinLock},
     time::{Instant, Monotonic},
 };
-use kvm_control::{Allow, Permission};
+use kvm_control::{Allow, Asked, Permission};
 use kvm_faults::FaultEvents;
 use kvm_merge::{release, Mode, Patience, Terms, Verdict};
 use kvm_ops::{complete_all, Token};
@@ -111,11 +111,6 @@ impl Merger {
     /// The free-page map.
     pub(crate) fn map(&self) -> &Map {
         &self.map
-    }
-
-    /// What is known of whether the guest is to report once more.
-    pub(crate) fn again(&self) -> &Again {
-        &self.again
     }
 
     /// The guest asks whether it is to report all that is free once more. On a thread of the VMM; may sleep.
@@ -409,6 +404,12 @@ impl Job for Merger {
         complete_all(last_first.map(|request| (request.token, request.status)));
         drop(inside);
         self.pace.worked();
+    }
+}
+
+impl Asked for Merger {
+    fn again(&self) {
+        self.again.want();
     }
 }
 

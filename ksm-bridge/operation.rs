@@ -35,7 +35,7 @@ pub(crate) struct Context {
     worker: Worker<Merger>,
     _watching: Watching<Merger>,
     // Before the one in debugfs: a name that is free there is free here.
-    control: Control,
+    control: Control<Merger>,
     _directory: VmDirectory,
 }
 
@@ -61,7 +61,7 @@ impl Operation for FreePages {
         // First what may fail for want of threads, last what others notice.
         let worker = Worker::start(vm, merger.clone())?;
         let name = self.directory.name_for(vm)?;
-        let control = self.controls.add(&name, allow)?;
+        let control = self.controls.add(&name, allow, merger.clone())?;
         let directory = self.directory.add(&name, &merger)?;
         let watching = self.faults.watch(vm, merger)?;
         let context = Context { worker, _watching: watching, control, _directory: directory };

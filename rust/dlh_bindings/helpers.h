@@ -254,10 +254,19 @@ enum dlh_choice {
 	DLH_CHOICE_YES,
 	DLH_CHOICE_NO,
 };
+/* What root says goes here. */
+struct dlh_said {
+	/* One of enum dlh_choice. */
+	u32 *choice;
+	/* The guest is to report all that is free once more. Must not wait. */
+	void (*again)(const void *data);
+	const void *data;
+};
 struct dlh_control;
 struct kobject *dlh_control_root_create(void);
 void dlh_control_root_remove(struct kobject *root);
-struct dlh_control *dlh_control_add(struct kobject *root, const char *name, int pid, u32 *choice);
+struct dlh_control *dlh_control_add(struct kobject *root, const char *name, int pid,
+				    const struct dlh_said *said);
 void dlh_control_remove(struct dlh_control *control);
 
 /* helpers/guest.c: what the guest's driver needs. */

@@ -9,7 +9,7 @@
 //!
 //! C header: `include/linux/kobject.h`
 
-use core::ptr::NonNull;
+use core::{ffi::c_void, ptr::NonNull};
 
 use dlh_bindings as bindings;
 use kernel::{
@@ -24,6 +24,12 @@ use kernel::{
 use own_work::OwnQueue;
 
 use crate::Allow;
+
+/// What root may ask for of a VM.
+pub trait Asked: Send + Sync + 'static {
+    /// The guest is to report all that is free once more. Must not wait for anything.
+    fn again(&self);
+}
 
 /// The module's directory; gone with the last of this and of what was made in it. Dropping it may sleep, for long.
 pub struct Directory(Arc<Root>);
@@ -63,13 +69,19 @@ impl Directory {
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub fn add(&self, name: &CStr, allow: Arc<Allow>) -> Result<VmDirectory> {
+    pub fn add<T: Asked>(
+        &self,
+        name: &CStr,
+        allow: Arc<Allow>,
+        asked: Arc<T>,
+    ) -> Result<VmDirectory<T>> {
         let name = CString::try_from(name)?;
         let entry = pin_init!(Entry {
             root: self.0.kobject,
             name,
             pid: current!().tgid(),
             allow,
+            asked,
             state <- new_mutex!(State::Wanted),
             work <- new_work!("kvm_control::Entry::work"),
         });
@@ -88,12 +100,12 @@ impl Drop for Root {
 
 /// The directory of one VM; gone, and nobody inside its files, when this is dropped, which may sleep, for long if it has
 /// been shown.
-pub struct VmDirectory {
-    entry: Arc<Entry>,
+pub struct VmDirectory<T: Asked> {
+    entry: Arc<Entry<T>>,
     root: Arc<Root>,
 }
 
-impl VmDirectory {
+impl<T: Asked> VmDirectory<T> {
     /// Has it made, soon. Without memory for it, or where the name is taken, there is none. Waits for nobody.
     pub fn show(&self) {
         // Not where it is queued already: then it has not looked yet.
@@ -101,7 +113,7 @@ impl VmDirectory {
     }
 }
 
-impl Drop for VmDirectory {
+impl<T: Asked> Drop for VmDirectory<T> {
     fn drop(&mut self) {
         let state = core::mem::replace(&mut *self.entry.state.lock(), State::Unwanted);
         drop(state);
@@ -114,37 +126,38 @@ impl Drop for VmDirectory {
 ///
 /// `root` outlives the work: [`Root`] waits for it.
 #[pin_data]
-struct Entry {
+struct Entry<T: Asked> {
     root: NonNull<bindings::kobject>,
     name: CString,
     pid: i32,
     allow: Arc<Allow>,
+    asked: Arc<T>,
     /// Locked while the directory is made: whoever removes it waits for that.
     #[pin]
-    state: Mutex<State>,
+    state: Mutex<State<T>>,
     #[pin]
-    work: Work<Entry>,
+    work: Work<Entry<T>>,
 }
 
-enum State {
+enum State<T: Asked> {
     Wanted,
-    Made { _control: Control },
+    Made { _control: Control<T> },
     Unwanted,
 }
 
 // SAFETY: `root` may be used by any thread.
-unsafe impl Send for Entry {}
+unsafe impl<T: Asked> Send for Entry<T> {}
 // SAFETY: As above; the rest may be shared.
-unsafe impl Sync for Entry {}
+unsafe impl<T: Asked> Sync for Entry<T> {}
 
 impl_has_work! {
-    impl HasWork<Self> for Entry { self.work }
+    impl{T: Asked} HasWork<Self> for Entry<T> { self.work }
 }
 
-impl WorkItem for Entry {
-    type Pointer = Arc<Entry>;
+impl<T: Asked> WorkItem for Entry<T> {
+    type Pointer = Arc<Self>;
 
-    fn run(this: Arc<Entry>) {
+    fn run(this: Arc<Self>) {
         let mut state = this.state.lock();
         if matches!(*state, State::Wanted) {
             if let Ok(control) = Control::new(&this) {
@@ -158,32 +171,46 @@ impl WorkItem for Entry {
 ///
 /// # Invariants
 ///
-/// Owns `raw`, whose choice is that of `allow`.
-struct Control {
+/// Owns `raw`; what root says in it goes to `allow` and to `asked`.
+struct Control<T: Asked> {
     raw: NonNull<bindings::dlh_control>,
     _allow: Arc<Allow>,
+    _asked: Arc<T>,
 }
 
 // SAFETY: A directory may be removed on any thread.
-unsafe impl Send for Control {}
+unsafe impl<T: Asked> Send for Control<T> {}
 
-impl Control {
+impl<T: Asked> Control<T> {
     /// Makes it, on the work; may sleep, for long.
-    fn new(entry: &Entry) -> Result<Self> {
-        let (root, allow) = (entry.root.as_ptr(), entry.allow.clone());
-        // SAFETY: By the invariant of `Entry` the root is there. The name ends with a zero; the choice is kept for
-        // longer than the directory.
+    fn new(entry: &Entry<T>) -> Result<Self> {
+        let (root, allow, asked) = (entry.root.as_ptr(), entry.allow.clone(), entry.asked.clone());
+        let said = bindings::dlh_said {
+            choice: allow.choice(),
+            again: Some(again::<T>),
+            data: Arc::as_ptr(&asked).cast(),
+        };
+        // SAFETY: By the invariant of `Entry` the root is there. The name ends with a zero. What root says goes to
+        // what is kept for longer than the directory; `again` takes what the data is.
         let raw = from_err_ptr(unsafe {
-            bindings::dlh_control_add(root, entry.name.as_char_ptr(), entry.pid, allow.choice())
+            bindings::dlh_control_add(root, entry.name.as_char_ptr(), entry.pid, &said)
         })?;
-        // INVARIANT: Just made, with this choice.
-        Ok(Self { raw: NonNull::new(raw).ok_or(ENOMEM)?, _allow: allow })
+        // INVARIANT: Just made, for these two.
+        Ok(Self { raw: NonNull::new(raw).ok_or(ENOMEM)?, _allow: allow, _asked: asked })
     }
 }
 
-impl Drop for Control {
+impl<T: Asked> Drop for Control<T> {
     fn drop(&mut self) {
         // SAFETY: By the type invariant it is ours, and removed once. May sleep.
         unsafe { bindings::dlh_control_remove(self.raw.as_ptr()) }
     }
+}
+
+/// # Safety
+///
+/// `data` points to a `T`, which stays while this runs.
+unsafe extern "C" fn again<T: Asked>(data: *const c_void) {
+    // SAFETY: By the caller's promise.
+    unsafe { &*data.cast::<T>() }.again();
 }

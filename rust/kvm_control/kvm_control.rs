@@ -10,4 +10,4 @@ mod directory;
 
 pub use allow::{Allow, ShownRules};
 pub use allow_rules::Permission;
-pub use directory::{Directory, VmDirectory};
+pub use directory::{Asked, Directory, VmDirectory};

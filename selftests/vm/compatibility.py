@@ -25,8 +25,8 @@ all once more (`58-again.py` has seen each of these with QEMU; without the drive
 
 - A migration, given up or not, a dump or a debugger reads all of the memory. Private anonymous memory stays as it is. A shared file (memfd, tmpfs,
   hugetlbfs) gets a page wherever there was none. Where that is much (4 MiB, and a quarter of what was released) the host
-  asks for all reports when the driver next asks; otherwise, or to have it at once, write to
-  `/sys/kernel/debug/ksm_bridge/<pid>-<fd>/again`. `map_refilled` there says how much it is.
+  asks for all reports when the driver next asks; otherwise, or to have it at once, write 1 to
+  `/sys/kernel/ksm_bridge/<tid>-<fd>/again`. `map_refilled` in `stats` says how much it is.
 - After a migration or a restore the destination has memory for all, or for all that was not zero. The driver
   finds out that the host has no ring of it within 10 s and its time-out, and reports all.
 - What was kept for userfaultfd (a postcopy migration) or a pin is asked for again when the driver next asks; as long as the reason

@@ -7,8 +7,11 @@ import subprocess
 from pathlib import Path
 
 from .find import DEBUGFS as DEBUGFS
-from .find import directory
+from .find import NoVm, directory
+from .patience import wait_until
 
+# Where ksm_bridge has a directory for each VM that has reported something.
+CONTROL = Path("/sys/kernel/ksm_bridge")
 MODULES = Path("/src/kvm-dlh/build/modules")
 
 
@@ -90,7 +93,12 @@ class Bridge(_Statistics):
 
     def again(self) -> None:
         """Has the guest report all that is free once more, as the operator does."""
-        (directory,) = (DEBUGFS / self.module).glob(f"{self.pid}-*")
+        debugfs = self.directory()
+        if debugfs is None:
+            raise NoVm(f"process {self.pid} has not reported anything")
+        directory = CONTROL / debugfs.name
+        # It comes a moment after the other one.
+        wait_until(directory.exists)
         (directory / "again").write_text("1")
 
 

@@ -22,9 +22,10 @@
 /* The directory of one VM. Whoever has it owns what the pointers point to, too. */
 struct dlh_control {
 	struct kobject *kobj;
-	u32 *choice;
+	struct dlh_said said;
 	int pid;
 	struct kobj_attribute allow;
+	struct kobj_attribute again;
 	struct kobj_attribute vmm_pid;
 };
 
@@ -38,7 +39,7 @@ static ssize_t allow_show(struct kobject *kobj, struct kobj_attribute *attr, cha
 {
 	const struct dlh_control *control = container_of(attr, struct dlh_control, allow);
 
-	return sysfs_emit(buffer, "%s\n", choices[READ_ONCE(*control->choice)]);
+	return sysfs_emit(buffer, "%s\n", choices[READ_ONCE(*control->said.choice)]);
 }
 
 static ssize_t allow_store(struct kobject *kobj, struct kobj_attribute *attr, const char *buffer, size_t bytes)
@@ -48,7 +49,17 @@ static ssize_t allow_store(struct kobject *kobj, struct kobj_attribute *attr, co
 
 	if (choice < 0)
 		return choice;
-	WRITE_ONCE(*control->choice, choice);
+	WRITE_ONCE(*control->said.choice, choice);
+	return bytes;
+}
+
+static ssize_t again_store(struct kobject *kobj, struct kobj_attribute *attr, const char *buffer, size_t bytes)
+{
+	const struct dlh_control *control = container_of(attr, struct dlh_control, again);
+
+	if (!sysfs_streq(buffer, "1"))
+		return -EINVAL;
+	control->said.again(control->said.data);
 	return bytes;
 }
 
@@ -87,10 +98,10 @@ static void set_file(struct kobj_attribute *file, const char *name, umode_t mode
 }
 
 /*
- * Makes the directory of a VM, for the process pid. choice is one of enum dlh_choice, and changes as root says.
- * -EEXIST: the name is taken. May sleep; whoever lists a directory of sysfs is waited for, who may take long over it.
+ * Makes the directory of a VM, for the process pid, for what root says of it. -EEXIST: the name is taken. May sleep; whoever lists a directory of sysfs is waited for, who may take long over it.
  */
-struct dlh_control *dlh_control_add(struct kobject *root, const char *name, int pid, u32 *choice)
+struct dlh_control *dlh_control_add(struct kobject *root, const char *name, int pid,
+				    const struct dlh_said *said)
 {
 	struct dlh_control *control;
 	int error;
@@ -101,11 +112,13 @@ struct dlh_control *dlh_control_add(struct kobject *root, const char *name, int 
 	control = kzalloc(sizeof(*control), GFP_KERNEL);
 	if (!control)
 		return ERR_PTR(-ENOMEM);
-	control->choice = choice;
+	control->said = *said;
 	control->pid = pid;
 	set_file(&control->allow, "allow", 0644);
 	control->allow.show = allow_show;
 	control->allow.store = allow_store;
+	set_file(&control->again, "again", 0200);
+	control->again.store = again_store;
 	set_file(&control->vmm_pid, "vmm_pid", 0444);
 	control->vmm_pid.show = vmm_pid_show;
 
@@ -114,6 +127,7 @@ struct dlh_control *dlh_control_add(struct kobject *root, const char *name, int 
 	if (control->kobj) {
 		const struct attribute * const files[] = {
 			&control->allow.attr,
+			&control->again.attr,
 			&control->vmm_pid.attr,
 			NULL,
 		};

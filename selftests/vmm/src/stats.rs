@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The statistics that the modules, and KVM, keep of each VM in debugfs.
+//! The statistics that the modules, and KVM, keep of each VM in debugfs; and what root says of it in sysfs.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::ktap::{failed, Result};
+use crate::thread::{wait_until, PATIENCE};
 
 const DEBUGFS: &str = "/sys/kernel/debug";
+/// Where ksm_bridge has a directory for each VM that has reported something.
+const CONTROL: &str = "/sys/kernel/ksm_bridge";
 
 /// A file of `name value` lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,7 +130,7 @@ impl Known {
 
     /// Has ksm_bridge tell the guest to report all that is free once more.
     pub(crate) fn again(&self) -> Result<()> {
-        Ok(fs::write(self.directory("ksm_bridge")?.join("again"), "1")?)
+        Ok(fs::write(control(&self.directory("ksm_bridge")?)?.join("again"), "1")?)
     }
 
     /// The free-page map of ksm_bridge, as its words.
@@ -151,6 +154,14 @@ impl Known {
             _ => failed(format!("{module} has {found:?} for one VM of this process")),
         }
     }
+}
+
+/// The directory in sysfs beside that of ksm_bridge in debugfs: it comes a moment later.
+pub(crate) fn control(debugfs: &Path) -> Result<PathBuf> {
+    let Some(name) = debugfs.file_name() else { return failed(format!("{debugfs:?} has no name")) };
+    let path = Path::new(CONTROL).join(name);
+    wait_until(PATIENCE, "the VM's directory in sysfs", || path.exists())?;
+    Ok(path)
 }
 
 /// What a module has counted for the only VM of a process.
