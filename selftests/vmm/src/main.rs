@@ -16,6 +16,7 @@ mod ring;
 mod samples;
 mod stats;
 mod svm;
+mod tenant;
 mod tests;
 mod thread;
 mod vcpu;
@@ -96,6 +97,13 @@ enum Command {
     /// Make a VM, with the memory of this file if one is given, and do what standard input says, a word a line; the
     /// tests do that.
     Obey { memory: Option<PathBuf> },
+    /// Report memory of these kinds at each line of the input, and say what came of it.
+    Tenant {
+        kinds: Vec<tenant::Kind>,
+        /// MiB of each kind.
+        #[arg(long, default_value_t = 2)]
+        mib: usize,
+    },
     /// Lend a VM to whoever holds the other end of standard input; the scale test does that.
     Lend,
     /// Make VMs and let them go, one after the other, and say how many; the scale test does that.
@@ -134,6 +142,7 @@ fn main() -> ExitCode {
         }
         Command::Wait { how } => tests::waits::wait_for_ever(how),
         Command::Obey { memory } => tests::puppet::obey(memory),
+        Command::Tenant { kinds, mib } => tenant::tenant(&kinds, mib),
         Command::Lend => tests::lent::lend(),
         Command::Vms { count, seconds, stock } => tests::scale::come_and_go(count, seconds, stock),
     };
