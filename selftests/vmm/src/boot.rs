@@ -26,6 +26,8 @@ pub(crate) const LOW_MEMORY: usize = 0x40_0000;
 
 /// Guest-physical memory is mapped at its own address up to here.
 const GIGABYTES: usize = 4;
+/// And from there on up to here by pages of 1 GiB, which few processors lack.
+const FAR_GIGABYTES: usize = 512;
 
 const PRESENT_WRITABLE_USER: u64 = 0x7;
 const HUGE: u64 = 0x80;
@@ -47,6 +49,9 @@ pub(crate) fn write_low_memory(memory: &Mapping) {
             let address = ((gigabyte as u64) << 30) + ((index as u64) << 21);
             table(directory, index, address | PRESENT_WRITABLE_USER | HUGE);
         }
+    }
+    for gigabyte in GIGABYTES..FAR_GIGABYTES {
+        table(PDPT, gigabyte, ((gigabyte as u64) << 30) | PRESENT_WRITABLE_USER | HUGE);
     }
     // Null, kernel code and data, user data and code.
     let descriptors: [u64; guest::DESCRIPTORS] = [

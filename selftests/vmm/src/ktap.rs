@@ -6,6 +6,8 @@ use std::error::Error;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::time::Instant;
 
+use crate::stats::NoDebugfs;
+
 /// Anything that goes wrong fails the case it happens in.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -51,6 +53,7 @@ pub(crate) fn run(mut cases: Vec<Case>, only: &str) -> bool {
         let (word, directive) = match outcome {
             Ok(Verdict::Pass) => ("ok", String::new()),
             Ok(Verdict::Skip(reason)) => ("ok", format!(" # SKIP {reason}")),
+            Err(error) if error.is::<NoDebugfs>() => ("ok", format!(" # SKIP {error}")),
             Err(error) => {
                 good = false;
                 for line in error.to_string().lines() {

@@ -104,6 +104,16 @@ enum Command {
         #[arg(long, default_value_t = 2)]
         mib: usize,
     },
+    /// Go through more memory than there is, reporting each piece of it, at each line of the input.
+    Sweep {
+        kind: tenant::Kind,
+        /// MiB in all.
+        #[arg(long)]
+        mib: usize,
+        /// MiB at a time.
+        #[arg(long)]
+        step: usize,
+    },
     /// Lend a VM to whoever holds the other end of standard input; the scale test does that.
     Lend,
     /// Make VMs and let them go, one after the other, and say how many; the scale test does that.
@@ -143,6 +153,7 @@ fn main() -> ExitCode {
         Command::Wait { how } => tests::waits::wait_for_ever(how),
         Command::Obey { memory } => tests::puppet::obey(memory),
         Command::Tenant { kinds, mib } => tenant::tenant(&kinds, mib),
+        Command::Sweep { kind, mib, step } => tenant::sweep(kind, mib, step),
         Command::Lend => tests::lent::lend(),
         Command::Vms { count, seconds, stock } => tests::scale::come_and_go(count, seconds, stock),
     };

@@ -188,6 +188,59 @@ impl Mapping {
         checked(unsafe { libc::madvise(start.as_ptr().cast(), PAGE, libc::MADV_HWPOISON) })
     }
 
+    /// Has all of the memory there from now on, before anybody uses it.
+    pub(crate) fn populate(&self) -> io::Result<()> {
+        self.advise(libc::MADV_POPULATE_WRITE)
+    }
+
+    /// Lets khugepaged put huge pages in place of small ones.
+    pub(crate) fn want_huge_pages(&self) -> io::Result<()> {
+        self.advise(libc::MADV_HUGEPAGE)
+    }
+
+    /// How many pages of a range are there.
+    pub(crate) fn resident(&self, offset: usize, len: usize) -> io::Result<usize> {
+        let start = self.pointer(offset, PAGE);
+        assert!(offset + len <= self.len);
+        let mut pages = vec![0u8; len / PAGE];
+        // SAFETY: There is a byte for each page of the range.
+        checked(unsafe { libc::mincore(start.as_ptr().cast(), len, pages.as_mut_ptr()) })?;
+        Ok(pages.iter().filter(|&&page| page & 1 != 0).count())
+    }
+
+    /// Has the memory come from one of the host's nodes only.
+    pub(crate) fn bind_to_node(&self, node: u32) -> io::Result<()> {
+        const MPOL_BIND: libc::c_long = 2;
+        let (nodes, most) = (1u64 << node, 64);
+        let start = self.base.as_ptr();
+        // SAFETY: The range is this mapping's; one word names 64 nodes. What is there stays as it is.
+        checked(unsafe {
+            libc::syscall(libc::SYS_mbind, start, self.len, MPOL_BIND, &raw const nodes, most, 0)
+        } as i32)
+    }
+
+    /// The node of the page at `offset`; an error where there is none.
+    pub(crate) fn node_of(&self, offset: usize) -> io::Result<i32> {
+        let page = self.pointer(offset, PAGE).as_ptr();
+        let (targets, mut status) = (std::ptr::null::<i32>(), -1i32);
+        // SAFETY: Without targets nothing is moved; one word says where the one page is.
+        checked(unsafe {
+            let (one, status) = (1usize, &raw mut status);
+            libc::syscall(libc::SYS_move_pages, 0, one, &raw const page, targets, status, 0)
+        } as i32)?;
+        if status < 0 {
+            return Err(io::Error::from_raw_os_error(-status));
+        }
+        Ok(status)
+    }
+
+    /// Locks what of the memory is there, and the rest as it comes.
+    pub(crate) fn lock_on_fault(&self) -> io::Result<()> {
+        const MLOCK_ONFAULT: libc::c_uint = 1;
+        // SAFETY: Locking does not change what the memory holds.
+        checked(unsafe { libc::mlock2(self.base.as_ptr().cast(), self.len, MLOCK_ONFAULT) })
+    }
+
     /// Has the memory swapped out.
     pub(crate) fn page_out(&self) -> io::Result<()> {
         self.advise(libc::MADV_PAGEOUT)

@@ -3,6 +3,7 @@
 //! The statistics that the modules, and KVM, keep of each VM in debugfs; and what root says of it in sysfs.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,23 @@ use crate::thread::{wait_until, PATIENCE};
 const DEBUGFS: &str = "/sys/kernel/debug";
 /// Where ksm_bridge has a directory for each VM that has reported something.
 const CONTROL: &str = "/sys/kernel/ksm_bridge";
+
+/// There are no statistics on this host. A case that needs them is skipped; one that can do without should.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct NoDebugfs;
+
+impl std::error::Error for NoDebugfs {}
+
+impl fmt::Display for NoDebugfs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the host has no debugfs")
+    }
+}
+
+/// Whether there are statistics on this host: KVM has some of its own wherever it is.
+pub(crate) fn are_there() -> bool {
+    Path::new(DEBUGFS).join("kvm").exists()
+}
 
 /// A file of `name value` lines.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,6 +126,9 @@ impl Known {
 
     /// What KVM itself counts of the VM, all its vCPUs together.
     pub(crate) fn kvm_count(&self, name: &str) -> Result<u64> {
+        if !are_there() {
+            return Err(NoDebugfs.into());
+        }
         let path = Path::new(DEBUGFS).join("kvm").join(self.name()).join(name);
         let text = fs::read_to_string(&path).map_err(|e| format!("{}: {e}", path.display()))?;
         Ok(text.trim().parse()?)
@@ -174,11 +195,17 @@ pub(crate) fn of_process(module: &str, pid: u32) -> Result<Stats> {
 
 /// How many VMs a module has a directory for, of all processes.
 pub(crate) fn vms(module: &str) -> Result<usize> {
+    if !are_there() {
+        return Err(NoDebugfs.into());
+    }
     Ok(fs::read_dir(Path::new(DEBUGFS).join(module))?.count())
 }
 
 /// All directories that a module has for VMs.
 fn all(module: &str) -> Result<Vec<PathBuf>> {
+    if !are_there() {
+        return Err(NoDebugfs.into());
+    }
     let parent = Path::new(DEBUGFS).join(module);
     let entries = fs::read_dir(&parent).map_err(|e| format!("{}: {e}", parent.display()))?;
     entries.map(|entry| Ok(entry?.path())).collect()

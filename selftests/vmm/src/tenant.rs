@@ -8,7 +8,7 @@ use std::sync::Arc;
 use clap::ValueEnum;
 use dlh_abi::{has_passed, Call, Function, Operation};
 
-use crate::ktap::Result;
+use crate::ktap::{check, Result};
 use crate::memory::{Backing, Mapping, HUGE_PAGE, PAGE};
 use crate::ring::Ring;
 use crate::thread::{wait_until, PATIENCE};
@@ -62,6 +62,45 @@ pub(crate) fn tenant(kinds: &[Kind], mib: usize) -> Result<()> {
         line?;
         println!("{}", report(&mut vm, &memory)?);
     }
+    Ok(())
+}
+
+/// Says `ready`; then, at each line of the input, goes through `mib` MiB: fills `step` MiB, has the guest report them,
+/// goes on with the next, and says `swept`. All must be given up.
+pub(crate) fn sweep(kind: Kind, mib: usize, step: usize) -> Result<()> {
+    let mut vm = Vm::new(VmConfig::default())?;
+    let slot = vm.add_memory(PLACE, Mapping::new(kind.backing(), mib << 20)?)?;
+    let memory = vm.region(slot).mapping.clone();
+    let mut ring = Ring::set_up(&mut vm, 0, BASE, 64, 0)?;
+    // What is made at the first report is there from now on.
+    let len = step << 20;
+    sweep_step(&mut vm, &mut ring, &memory, 0, len)?;
+    println!("ready");
+    for line in std::io::stdin().lines() {
+        line?;
+        for offset in (0..memory.len()).step_by(len) {
+            sweep_step(&mut vm, &mut ring, &memory, offset, len)?;
+        }
+        println!("swept");
+    }
+    Ok(())
+}
+
+fn sweep_step(
+    vm: &mut Vm,
+    ring: &mut Ring,
+    memory: &Mapping,
+    offset: usize,
+    len: usize,
+) -> Result<()> {
+    memory.fill(offset, len, pattern);
+    let call = Call { op: Operation::FREE_PAGES, arg: [PLACE + offset as u64, len as u64] };
+    let position = ring.place(&call)?;
+    ring.publish();
+    vm.vcpus[0].exit(Exit::Pio)?;
+    wait_until(PATIENCE, "done has passed the report", || has_passed(ring.done(), position))?;
+    let (status, left) = (ring.status(position), memory.resident(offset, len)?);
+    check!(status == 0 && left == 0, "status {status}, {left} pages of {len} bytes are left");
     Ok(())
 }
 

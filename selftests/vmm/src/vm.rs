@@ -309,6 +309,14 @@ impl Vm {
         self.known.stats("kvm_dlh")
     }
 
+    /// Checks that no call is lost, where the module's statistics are to be had.
+    pub(crate) fn check_law(&self) -> Result<()> {
+        if crate::stats::are_there() {
+            return self.stats()?.check_law();
+        }
+        Ok(())
+    }
+
     /// What the module counted for each operation.
     pub(crate) fn operations(&self) -> Result<String> {
         self.known.operations()
