@@ -59,20 +59,24 @@ impl Verdict {
     }
 }
 
-/// How often others' locks are still waited for, a millisecond each time.
-pub struct Patience(u32);
+/// How often others' locks are still waited for, a millisecond each time, for all that is released at a time.
+pub struct Patience {
+    mmap: u32,
+    file: u32,
+}
 
 impl Patience {
-    /// Enough for whoever changes a mapping or a file and goes on, for all that is released at a time: whatever
-    /// others do, they add a tenth of a second to that.
+    /// A second for the mmap lock: only the VMM's own threads have it, if only for a fault that reads from a slow disk
+    /// while somebody waits to change a mapping. A tenth of that for files, which other processes may have, too: they
+    /// cannot slow the VM down by more.
     pub fn new() -> Self {
-        Self(100)
+        Self { mmap: 1000, file: 100 }
     }
 
-    /// Waits, if there is any left.
-    fn wait(&mut self, turn: &mut Turn) -> bool {
-        let Some(left) = self.0.checked_sub(1) else { return false };
-        self.0 = left;
+    /// Waits for what these are tries of, if there are any left.
+    fn wait(left: &mut u32, turn: &mut Turn) -> bool {
+        let Some(fewer) = left.checked_sub(1) else { return false };
+        *left = fewer;
         turn.nap();
         true
     }
@@ -147,13 +151,14 @@ pub fn release<'a>(
             release_chunk(&inside, &slots, rest, terms, &mut tell)
         };
         next = Gfn(next.0 + done);
-        let last = match last {
+        let (last, tries) = match last {
             Last::Told => continue,
-            Last::Busy(pages) => Step { pages, verdict: Verdict::Busy },
+            Last::Mappings(pages) => (Step { pages, verdict: Verdict::Busy }, &mut patience.mmap),
+            Last::File(pages) => (Step { pages, verdict: Verdict::Busy }, &mut patience.file),
             // Nothing is held here.
-            Last::Hole(hole) => hole.punch(),
+            Last::Hole(hole) => (hole.punch(), &mut patience.file),
         };
-        if last.verdict == Verdict::Busy && patience.wait(turn) {
+        if last.verdict == Verdict::Busy && Patience::wait(tries, turn) {
             continue;
         }
         if let Ok(part) = GfnRange::new(next, last.pages) {
@@ -176,8 +181,10 @@ struct Chunk {
 enum Last {
     /// It is large enough, or its memslot is at its end.
     Told,
-    /// Others have the locks that so many pages need.
-    Busy(u64),
+    /// The mmap lock that so many pages need cannot be had.
+    Mappings(u64),
+    /// The lock of a file that so many pages need cannot be had.
+    File(u64),
     /// To be done with nothing held.
     Hole(Hole),
 }
@@ -211,8 +218,9 @@ fn release_span(
     while done < span.frames.pages().min(CHUNK_PAGES) {
         let Step { pages, verdict } =
             match vma::release_front(inside, span, done, CHUNK_PAGES, terms) {
+                Front::Locked(pages) => return Chunk { done, last: Last::Mappings(pages) },
                 Front::Done(Step { pages, verdict: Verdict::Busy }) => {
-                    return Chunk { done, last: Last::Busy(pages) }
+                    return Chunk { done, last: Last::File(pages) }
                 }
                 Front::Done(step) => step,
                 Front::Hole(hole) => return Chunk { done, last: Last::Hole(hole) },

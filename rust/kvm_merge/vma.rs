@@ -26,6 +26,8 @@ pub(crate) enum Front {
     Done(Step),
     /// They may be taken out of a file, with nothing held.
     Hole(Hole),
+    /// So many have to be tried again: the mmap lock cannot be had.
+    Locked(u64),
 }
 
 /// The largest multiple of `size` that is not above `value`. (Not a division: what it panics with is more
@@ -50,7 +52,7 @@ pub(crate) fn release_front(
 ) -> Front {
     let rest = span.frames.pages() - done;
     let Some(mmap) = Mmap::try_lock(inside) else {
-        return step(rest.min(most), Verdict::Busy);
+        return Front::Locked(rest.min(most));
     };
     let Hva(base) = span.hva;
     let address = base + (done * PAGE_SIZE) as usize;

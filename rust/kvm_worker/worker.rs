@@ -39,7 +39,7 @@ unsafe impl<J: Job> Send for Worker<J> {}
 unsafe impl<J: Job> Sync for Worker<J> {}
 
 impl<J: Job> Worker<J> {
-    /// Starts a worker for `vm`. On a thread of its VMM; may sleep, for a tenth of a second or so at most.
+    /// Starts a worker for `vm`. On a thread of its VMM; may sleep, for a quarter of a second or so at most.
     ///
     /// # Errors
     ///

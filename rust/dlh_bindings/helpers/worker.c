@@ -60,7 +60,7 @@ static const struct mmu_notifier_ops worker_notifier = {
  * How often something is tried that others keep from being done, DLH_WORKER_NAP_US apart. mmap()s of a
  * user's file systems hold the mmap lock for as long as these like.
  */
-#define NOTIFIER_TRIES 100
+#define NOTIFIER_TRIES 250
 
 /* As mmap_write_lock(), which has no such form. */
 static bool mmap_try_write(struct mm_struct *mm)
