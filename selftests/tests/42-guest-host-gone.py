@@ -42,7 +42,7 @@ host("insmod", "kvm_dlh")
 host("insmod", "ksm_bridge")
 with Guest(mem="384M", modules=[f"{DRIVER} order=4 timeout_ms=300"]) as guest:
     first = wait_past(guest, "ranges", 0)
-    ktap.ok(first["ranges"] > 0 and first["failed"] == 0, "pages are reported", first)
+    ktap.ok(first["ranges"] > 0 and first["failed"] <= first["declined"], "pages are reported", first)
 
     host("rmmod", "ksm_bridge")
     alone = wait_past(guest, "failed", 0)

@@ -66,7 +66,7 @@ def successor(guest: Guest, dlh: Dlh, what: str) -> None:
     found = check_data(guest)
     seen, _ = wait_more(guest, "ranges", 0)
     ktap.ok(
-        found.laps > 0 and found.wrong == 0 and seen["ranges"] > 0 and seen["failed"] == seen["lost"] == 0,
+        found.laps > 0 and found.wrong == 0 and seen["ranges"] > 0 and seen["failed"] <= seen["declined"] and seen["lost"] == 0,
         f"{what}: pages are reported, memory keeps what is written",
         found,
         seen,
