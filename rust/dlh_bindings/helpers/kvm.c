@@ -2,8 +2,11 @@
 /* struct kvm and struct kvm_vcpu: the fields and inline functions of linux/kvm_host.h that we use. */
 
 #include <linux/dcache.h>
+#include <linux/kthread.h>
 #include <linux/kvm_host.h>
 #include <linux/math64.h>
+#include <linux/module.h>
+#include <linux/refcount.h>
 #include <linux/rculist.h>
 #include <linux/string.h>
 
@@ -119,8 +122,30 @@ bool dlh_kvm_get_safe(struct kvm *kvm)
 	return kvm_get_kvm_safe(kvm);
 }
 
+static int put_thread(void *kvm)
+{
+	kvm_put_kvm(kvm);
+	/* Nothing of the module is on the way back from there. */
+	module_put_and_kthread_exit(0);
+}
+
+/*
+ * Gives back a reference to a VM. The last one destroys the VM, which waits for a thread of the process that made it
+ * (KVM's recovery of huge pages), and that for as long as somebody stops that process; and for the readers of its address
+ * space's notifiers. So only threads of the VMM do that here. For others, who may be in the way of what it waits for, a
+ * thread of its own does; it holds the module. May sleep.
+ */
 void dlh_kvm_put(struct kvm *kvm)
 {
+	if (refcount_dec_not_one(&kvm->users_count))
+		return;
+	if (kvm->mm != current->mm || (current->flags & PF_KTHREAD)) {
+		if (try_module_get(THIS_MODULE)) {
+			if (!IS_ERR(kthread_run(put_thread, kvm, "kvm_dlh/put")))
+				return;
+			module_put(THIS_MODULE);
+		}
+	}
 	kvm_put_kvm(kvm);
 }
 
