@@ -56,6 +56,8 @@ pub(crate) struct Ring {
     state: Mutex<State>,
     /// `done` as the guest has been shown it: a copy of what `state` says, for those who wait.
     shown: AtomicU32,
+    /// Something has ended, and could not be shown. Changed with `state` locked.
+    unshown: AtomicBool,
     #[pin]
     unfinished: Unfinished,
     /// Completed on threads that are not the VMM's, and not ended yet.
@@ -168,6 +170,7 @@ impl Ring {
                 drain <- new_mutex!(*known),
                 state <- new_mutex!(state),
                 shown: AtomicU32::new(start),
+                unshown: AtomicBool::new(false),
                 unfinished <- Unfinished::new(),
                 late <- new_mutex!(KVec::new()),
                 task: AtomicUsize::new(0),
@@ -279,6 +282,7 @@ impl Ring {
     fn note_shown(&self, state: &State) {
         // Pairs with the acquire in `has_settled`, which relies on nothing else that was written before.
         self.shown.store(state.shown(), Ordering::Release);
+        self.unshown.store(false, Ordering::Relaxed);
         self.unfinished.tell();
     }
 

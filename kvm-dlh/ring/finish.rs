@@ -176,11 +176,14 @@ impl Ring {
             state.write_status(&window, position, status)?;
         }
         state.finish(position);
-        // If that fails the entry has ended all the same, and is shown later.
-        if state.show(&window).is_err() {
-            self.watch.look_again();
+        match state.show(&window) {
+            Ok(()) => self.note_shown(&state),
+            Err(_) => {
+                // The entry has ended all the same, and is shown later: at the next exit, or by who waits.
+                self.unshown.store(true, Ordering::Release);
+                self.watch.look_again();
+            }
         }
-        self.note_shown(&state);
         Ok(())
     }
 
@@ -189,7 +192,11 @@ impl Ring {
         let slots = vcpu.vm().memslots();
         let mut place = self.place;
         let mut state = self.state.lock();
-        if !self.is_live() || state.is_shown() {
+        if !self.is_live() {
+            return Ok(());
+        }
+        if state.is_shown() {
+            self.note_shown(&state);
             return Ok(());
         }
         let window = place.open(&slots)?;
@@ -220,9 +227,11 @@ impl Ring {
                 Err(absent) => Err(absent.into()),
             };
             match shown {
-                Ok(()) => self
-                    .unfinished
-                    .wait_killable(|| self.has_settled(goal) || self.unfinished.has_late())?,
+                Ok(()) => self.unfinished.wait_killable(|| {
+                    self.has_settled(goal)
+                        || self.unfinished.has_late()
+                        || self.is_live() && self.unshown.load(Ordering::Acquire)
+                })?,
                 Err(Stopped::Absent(absent)) => match patience.ask(absent, vcpu.vm()) {
                     Ok(()) => {}
                     Err(GivenUp::Never) => self.detach(Detached::Memory),
