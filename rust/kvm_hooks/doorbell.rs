@@ -33,7 +33,7 @@ impl Doorbell {
     ///
     /// # Errors
     ///
-    /// `EINTR` if the task is being killed, `EFAULT` on another thread, `ENOMEM`.
+    /// `EBUSY` if somebody keeps the mmap lock, `EINTR` if the task is being killed, `EFAULT` on another thread, `ENOMEM`.
     pub fn create(vm: &Vm, hva: Hva) -> Result<Self> {
         if !vm.is_current() {
             return Err(EFAULT);

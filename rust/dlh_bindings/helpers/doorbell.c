@@ -10,7 +10,9 @@
 
 #include <linux/highmem.h>
 #include <linux/mm.h>
+#include <linux/mmap_lock.h>
 #include <linux/mmu_notifier.h>
+#include <linux/sched/signal.h>
 #include <linux/slab.h>
 
 #include "../helpers.h"
@@ -103,24 +105,42 @@ int dlh_doorbell_rearm(struct dlh_doorbell *seen)
 	return 0;
 }
 
+/* How often the mmap lock is tried, a millisecond apart: who maps a user's files holds it for as long as these like. */
+#define MMAP_TRIES	1000
+
+/* As mmap_write_lock(), which has no such form. */
+static bool mmap_try_write(struct mm_struct *mm)
+{
+	if (!down_write_trylock(&mm->mmap_lock))
+		return false;
+	mm_lock_seqcount_begin(mm);
+	return true;
+}
+
 /*
  * The first notifier of an mm takes its mmap lock for writing; mmu_interval_notifier_insert() would wait for that
- * without heeding a SIGKILL.
+ * without end, and without heeding a SIGKILL.
  */
 static int doorbell_insert(struct doorbell *bell)
 {
 	struct mm_struct *mm = current->mm;
+	unsigned int tries;
 	int err;
 
-	if (mmap_write_lock_killable(mm))
-		return -EINTR;
+	for (tries = 0; !mmap_try_write(mm); tries++) {
+		if (fatal_signal_pending(current))
+			return -EINTR;
+		if (tries == MMAP_TRIES)
+			return -EBUSY;
+		schedule_timeout_killable(msecs_to_jiffies(1));
+	}
 	err = mmu_interval_notifier_insert_locked(&bell->notifier, mm, bell->hva & PAGE_MASK,
 						  PAGE_SIZE, &doorbell_ops);
 	mmap_write_unlock(mm);
 	return err;
 }
 
-/* A doorbell, stale at first. On a thread of the VMM; may sleep. -EINTR: it is being killed; -ENOMEM. */
+/* A doorbell, stale at first. On a thread of the VMM; may sleep. -EINTR: it is being killed; -EBUSY: no mmap lock. */
 struct dlh_doorbell *dlh_doorbell_create(unsigned long hva)
 {
 	struct doorbell *bell = kzalloc(sizeof(*bell), GFP_KERNEL_ACCOUNT);

@@ -110,7 +110,7 @@ int dlh_get_user_bytes(void *to, unsigned long address, size_t bytes)
  * for ever: the memory is anonymous, shmem's or hugetlbfs', or a page is mapped there already, and the fault is
  * about NUMA balancing or write protection. The caller holds the mmap lock.
  */
-static bool may_fault(struct vm_area_struct *vma, unsigned long address)
+static bool may_fault(struct vm_area_struct *vma, unsigned long address, bool write)
 {
 	struct page *page;
 
@@ -118,6 +118,9 @@ static bool may_fault(struct vm_area_struct *vma, unsigned long address)
 		return true;
 	if (vma->vm_file && shmem_mapping(vma->vm_file->f_mapping))
 		return true;
+	/* A file system may be asked before a page of its file is written, and wait. */
+	if (write && vma->vm_ops && vma->vm_ops->page_mkwrite)
+		return false;
 	if (get_user_pages_remote(vma->vm_mm, address, 1, FOLL_NOFAULT, &page, NULL) != 1)
 		return false;
 	put_page(page);
@@ -133,7 +136,8 @@ static bool may_fault(struct vm_area_struct *vma, unsigned long address)
  */
 int dlh_fault_in(unsigned long address, bool write)
 {
-	unsigned int flags = write ? FOLL_WRITE : 0;
+	/* A page that NUMA balancing has made inaccessible is to become accessible. */
+	unsigned int flags = FOLL_NOWAIT | FOLL_HONOR_NUMA_FAULT | (write ? FOLL_WRITE : 0);
 	struct mm_struct *mm = current->mm;
 	struct vm_area_struct *vma;
 	struct page *page;
@@ -143,8 +147,8 @@ int dlh_fault_in(unsigned long address, bool write)
 	if (!mmap_read_trylock(mm))
 		return -EAGAIN;
 	vma = vma_lookup(mm, address);
-	found = vma && may_fault(vma, address) ?
-		get_user_pages_remote(mm, address, 1, flags | FOLL_NOWAIT, &page, NULL) : -EFAULT;
+	found = vma && may_fault(vma, address, write) ?
+		get_user_pages_remote(mm, address, 1, flags, &page, NULL) : -EFAULT;
 	mmap_read_unlock(mm);
 	if (found > 0) {
 		put_page(page);
