@@ -188,7 +188,8 @@ impl Merger {
             requests.closed = true;
             (core::mem::take(&mut requests.list), requests.vm.take())
         };
-        drop_early(vm);
+        // Before those who wait hear of it: mostly they have it as well, and this is not the last reference.
+        drop(vm);
         for Request { token, .. } in list {
             token.complete(CallError::Gone.into());
         }
@@ -299,12 +300,6 @@ impl Merger {
     }
 }
 
-/// Lets go of a VM for whose requests somebody waits still, who has it as well: afterwards this could be the last
-/// reference. Destroying a VM waits for a thread of KVM's that belongs to the VMM, which a user may have stopped.
-fn drop_early(vm: Option<VmRef>) {
-    drop(vm);
-}
-
 /// What the worker has for a batch.
 struct With<'a> {
     turn: &'a mut Turn,
@@ -396,7 +391,8 @@ impl Job for Merger {
             }
         }
         runs.clear();
-        drop_early(Some(vm));
+        // Before those who wait hear of it: mostly they have it as well, and this is not the last reference.
+        drop(vm);
         // Only now may the guest use any of them again (DESIGN.md rule 1).
         // The last first: each ring moves on in one step. Inside, the guest sees it at once.
         let last_first = core::iter::from_fn(|| taken.pop());
