@@ -80,22 +80,28 @@ impl Ring {
     /// Takes and executes what is visible, up to the budget, as far as memory is there: what is not is asked
     /// for, and left to the next exit. On a thread of the VMM; may sleep.
     pub(super) fn drain(&self, vcpu: &Vcpu) -> Drained {
-        let budget = self.queue.host().budget();
+        match self.drain_once(vcpu, self.queue.host().budget(), None) {
+            Drained::Absent(absent) => self.drain_absent(vcpu, absent),
+            drained => drained,
+        }
+    }
+
+    /// The same, where something was absent at the first try.
+    #[cold]
+    fn drain_absent(&self, vcpu: &Vcpu, mut absent: Absent) -> Drained {
         // The ring's pages, and one for what changes meanwhile.
         for _ in 0..=self.size.bytes().div_ceil(PAGE_SIZE) {
-            match self.drain_once(vcpu, budget, None) {
-                Drained::Absent(absent) => match absent.fetch(vcpu.vm()) {
-                    Presence::Here => {}
-                    Presence::NotYet => return Drained::Absent(absent),
-                    Presence::Never => {
-                        self.detach(Detached::Memory);
-                        return Drained::Detached;
-                    }
-                },
+            match absent.fetch(vcpu.vm()) {
+                Presence::Here => {}
+                Presence::NotYet => return Drained::Absent(absent),
+                Presence::Never => break,
+            }
+            match self.drain_once(vcpu, self.queue.host().budget(), None) {
+                Drained::Absent(other) => absent = other,
                 drained => return drained,
             }
         }
-        // It comes and goes, or cannot be accessed although it is there.
+        // It cannot be had, comes and goes, or cannot be accessed although it is there.
         self.detach(Detached::Memory);
         Drained::Detached
     }

@@ -86,7 +86,9 @@ def instead(guest: Guest) -> None:
     log = [line for line in guest.check("dmesg").splitlines() if "standing back" in line]
     ktap.ok(refused.status != 0 and log, "beside a balloon that reports the driver stands back", refused, log)
     ktap.equal(host_rings(guest), {}, "and holds no ring")
-    ktap.ok(returns(guest) and dlh.get("executed") == 0, "the balloon goes on to report", dlh.all())
+    # The driver asks the host a question before it stands back, and names no page.
+    bridge = Bridge(guest.pid)
+    ktap.ok(returns(guest) and not bridge.get("reported_pages"), "the balloon goes on to report", dlh.all(), bridge.all())
 
     guest.check("rmmod virtio_balloon && insmod /dlh_guest.ko")
     ktap.ok(returns(guest) and wait_above(dlh, "executed", 0), "the driver reports when the balloon has gone", dlh.all())
