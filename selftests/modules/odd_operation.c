@@ -126,13 +126,20 @@ static void odd_detach(void *context)
 	detached++;
 }
 
+/* FREE_PAGES that names no page. */
+static bool is_question(const u64 *arg)
+{
+	return number == KVM_DLH_OP_FREE_PAGES && arg[0] == KVM_DLH_FREE_ASK && !arg[1];
+}
+
 static int odd_execute(void *context, struct kvm *kvm, const u64 *arg,
 		       struct kvm_dlh_token token)
 {
 	int answer = status;
 
 	WARN_ON(context != &attached);
-	if (hold_call(token))
+	/* A driver asks before it reports: the question is answered, the reports are held. */
+	if (!is_question(arg) && hold_call(token))
 		return KVM_DLH_PENDING;
 	if (!by_token)
 		return answer == KVM_DLH_PENDING ? 0 : answer;
