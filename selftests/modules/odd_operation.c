@@ -129,7 +129,7 @@ static void odd_detach(void *context)
 /* FREE_PAGES that names no page. */
 static bool is_question(const u64 *arg)
 {
-	return number == KVM_DLH_OP_FREE_PAGES && arg[0] == KVM_DLH_FREE_ASK && !arg[1];
+	return number == KVM_DLH_OP_FREE_PAGES && !arg[0] && arg[1] == KVM_DLH_FREE_ASK;
 }
 
 static int odd_execute(void *context, struct kvm *kvm, const u64 *arg,
