@@ -165,11 +165,14 @@ impl Ring {
             Ok(window) => window,
             Err(e) => {
                 state.finish(position);
+                // Who waits sees that the ring has lost its memory, and detaches it.
+                self.unshown.store(true, Ordering::Release);
                 return Err(e);
             }
         };
         if let Err(e) = state.check(&window.read_ring_words()?) {
             state.finish(position);
+            self.unshown.store(true, Ordering::Release);
             return Err(e.into());
         }
         if !status.is_ok() {
