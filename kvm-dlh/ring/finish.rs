@@ -9,7 +9,7 @@ use kernel::prelude::*;
 use kvm_hooks::{inline_atomic::Ordering, Killed};
 use kvm_vm::{Absent, Vcpu};
 
-use super::{Detached, Ring, Stopped};
+use super::{state::State, Detached, Ring, Stopped};
 use crate::patience::{GivenUp, Patience};
 
 /// A call that was completed where its end could not be shown to the guest.
@@ -60,8 +60,9 @@ impl Ring {
                 state.finish(position);
                 ended += 1;
             }
+            // Before the lock goes: who shows that they ended may be waiting for it.
+            self.queue.stats().executed_all(op, ended);
         }
-        self.queue.stats().executed_all(op, ended);
         self.unfinished.ended(ended);
     }
 
@@ -134,23 +135,28 @@ impl Ring {
     ///
     /// The memory for its status is not there; the entry is pending as before.
     fn end(&self, vcpu: Option<&Vcpu>, call: Late) -> Result<(), Absent> {
-        let Late { position, op, status } = call;
         match vcpu {
-            Some(vcpu) => match self.show_end(vcpu, position, status) {
+            Some(vcpu) => match self.show_end(vcpu, call) {
                 Ok(()) => {}
                 Err(Stopped::Absent(absent)) => return Err(absent),
                 // The next exit of the vCPU looks properly.
                 Err(Stopped::Detached(_)) => self.watch.look_again(),
             },
-            None => self.state.lock().finish(position),
+            None => self.finish(&mut self.state.lock(), call),
         }
-        self.queue.stats().ended(op, status);
         self.unfinished.ended(1);
         Ok(())
     }
 
+    /// Lets `done` pass an entry, and counts that: before it is shown, so that who has seen it counts none pending.
+    fn finish(&self, state: &mut State, Late { position, op, status }: Late) {
+        state.finish(position);
+        self.queue.stats().ended(op, status);
+    }
+
     /// Finishes an entry. An error but for [`Stopped::Absent`] says that nothing was shown.
-    fn show_end(&self, vcpu: &Vcpu, position: u32, status: Status) -> Result<(), Stopped> {
+    fn show_end(&self, vcpu: &Vcpu, call: Late) -> Result<(), Stopped> {
+        let Late { position, status, .. } = call;
         let slots = vcpu.vm().memslots();
         let mut place = self.place;
         let mut state = self.state.lock();
@@ -164,21 +170,21 @@ impl Ring {
         let window = match ours {
             Ok(window) => window,
             Err(e) => {
-                state.finish(position);
+                self.finish(&mut state, call);
                 // Who waits sees that the ring has lost its memory, and detaches it.
                 self.unshown.store(true, Ordering::Release);
                 return Err(e);
             }
         };
         if let Err(e) = state.check(&window.read_ring_words()?) {
-            state.finish(position);
+            self.finish(&mut state, call);
             self.unshown.store(true, Ordering::Release);
             return Err(e.into());
         }
         if !status.is_ok() {
             state.write_status(&window, position, status)?;
         }
-        state.finish(position);
+        self.finish(&mut state, call);
         match state.show(&window) {
             Ok(()) => self.note_shown(&state),
             Err(_) => {
