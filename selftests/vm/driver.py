@@ -80,6 +80,11 @@ def free_mib(guest: Running) -> float:
     return int(guest.check("awk '/^MemFree/ { print $2 }' /proc/meminfo")) / 1024
 
 
+def freed_mib(guest: Running) -> float:
+    """What the guest's page allocator has ever got back."""
+    return int(guest.check("awk '/^pgfree / { print $2 }' /proc/vmstat")) / 256
+
+
 # Seconds of the first pause after a report that failed; each that follows is twice as long, to the longest one.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 10.0
 

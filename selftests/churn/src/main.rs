@@ -28,6 +28,7 @@ use std::{
 };
 
 use clap::{Parser, Subcommand};
+use memmap2::MmapMut;
 use rustix::fs::FallocateFlags;
 
 #[derive(Parser)]
@@ -57,7 +58,7 @@ enum Command {
     Zeroes {
         #[command(flatten)]
         end: End,
-        /// MiB in use at a time; above 32, the C library takes them from the kernel each time.
+        /// MiB in use at a time.
         #[arg(long, default_value_t = 40)]
         mib: usize,
     },
@@ -65,7 +66,7 @@ enum Command {
     Laps {
         /// How often.
         laps: u64,
-        /// MiB at a time; above 32, the C library takes them from the kernel each time.
+        /// MiB at a time.
         mib: usize,
     },
     /// Write a file, and punch every other run of pages out of it when standard input ends: on a tmpfs the memory
@@ -115,8 +116,9 @@ impl End {
     }
 }
 
-const MIB_WORDS: usize = (1 << 20) / size_of::<u64>();
-const PAGE_WORDS: usize = 4096 / size_of::<u64>();
+const MIB: usize = 1 << 20;
+const PAGE: usize = 4096;
+const WORD: usize = size_of::<u64>();
 
 /// The word that belongs at `index` in lap `lap` of thread `thread`; never 0, which is what released
 /// memory reads as.
@@ -125,11 +127,34 @@ fn pattern(thread: u64, lap: u64, index: usize) -> u64 {
     seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1
 }
 
+/// Memory straight from the kernel, which gets it back when this is dropped. (What the C library's allocator has freed
+/// it soon keeps for itself: then nothing is free in the guest, and nothing is checked.)
+///
+/// # Panics
+///
+/// There is no such memory.
+fn fresh(bytes: usize) -> MmapMut {
+    MmapMut::map_anon(bytes).expect("no memory")
+}
+
+/// Stores in each word what `word` says of its index.
+fn write(memory: &mut [u8], word: impl Fn(usize) -> u64) {
+    for (i, bytes) in memory.chunks_exact_mut(WORD).enumerate() {
+        bytes.copy_from_slice(&word(i).to_ne_bytes());
+    }
+}
+
+/// How many words are not what `word` says of their index.
+fn wrong(memory: &[u8], word: impl Fn(usize) -> u64) -> u64 {
+    let differs = |&(i, bytes): &(usize, &[u8])| *bytes != word(i).to_ne_bytes();
+    memory.chunks_exact(WORD).enumerate().filter(differs).count() as u64
+}
+
 /// Laps, MiB and words that were wrong.
 #[derive(Default)]
 struct Sums {
     laps: AtomicU64,
-    mib: AtomicU64,
+    kib: AtomicU64,
     mismatches: AtomicU64,
 }
 
@@ -138,16 +163,15 @@ fn check(thread: u64, mib: usize, wait: Duration, end: &End, sums: &Sums) {
     while !end.has_come(begin, sums) {
         lap += 1;
         // From 256 KiB up, so that pages of every order are taken and given back.
-        let words = MIB_WORDS / 4 * (1 + (lap as usize * 7) % (4 * mib));
-        // A fresh mapping each time: pages come from the guest's free lists and go back there.
-        let memory: Vec<u64> = (0..words).map(|i| pattern(thread, lap, i)).collect();
+        let bytes = MIB / 4 * (1 + (lap as usize * 7) % (4 * mib));
+        let mut memory = fresh(bytes);
+        write(&mut memory, |i| pattern(thread, lap, i));
         thread::sleep(wait);
-        let wrong =
-            memory.iter().enumerate().filter(|(i, w)| **w != pattern(thread, lap, *i)).count();
+        let mismatches = wrong(&memory, |i| pattern(thread, lap, i));
         drop(memory);
         sums.laps.fetch_add(1, Relaxed);
-        sums.mib.fetch_add((words / MIB_WORDS) as u64, Relaxed);
-        sums.mismatches.fetch_add(wrong as u64, Relaxed);
+        sums.kib.fetch_add((bytes >> 10) as u64, Relaxed);
+        sums.mismatches.fetch_add(mismatches, Relaxed);
     }
 }
 
@@ -155,19 +179,18 @@ fn zeroes(mib: usize, end: &End, sums: &Sums) {
     let (begin, mut lap) = (Instant::now(), 0);
     while !end.has_come(begin, sums) {
         lap += 1;
-        // The compiler must not know what is in it.
-        let mut memory = black_box(vec![0u64; mib * MIB_WORDS]);
-        for page in memory.chunks_mut(PAGE_WORDS) {
+        let mut memory = fresh(mib * MIB);
+        for page in memory.chunks_exact_mut(PAGE) {
             // What is only read is the kernel's one page of zeroes.
             page[0] = 1;
-            let wrong = page.iter().skip(1).filter(|&&word| word != 0).count();
-            sums.mismatches.fetch_add(wrong as u64, Relaxed);
+            let mismatches = wrong(&page[WORD..], |_| 0);
+            sums.mismatches.fetch_add(mismatches, Relaxed);
         }
-        memory.iter_mut().enumerate().for_each(|(i, word)| *word = pattern(0, lap, i));
+        write(&mut memory, |i| pattern(0, lap, i));
         // Nobody reads it: that it is written must not be left out.
         black_box(&memory);
         sums.laps.fetch_add(1, Relaxed);
-        sums.mib.fetch_add(mib as u64, Relaxed);
+        sums.kib.fetch_add((mib as u64) << 10, Relaxed);
     }
 }
 
@@ -178,7 +201,7 @@ fn holes(path: &Path, bytes: u64, run: u64) -> io::Result<()> {
     }
     let mut file = File::create(path)?;
     // Page by page: so each is allocated by itself.
-    let page = vec![0x5a; PAGE_WORDS * size_of::<u64>()];
+    let page = [0x5a; PAGE];
     for _ in (0..bytes).step_by(page.len()) {
         file.write_all(&page)?;
     }
@@ -193,8 +216,8 @@ fn holes(path: &Path, bytes: u64, run: u64) -> io::Result<()> {
 
 /// Says what it came to, and ends the process.
 fn conclude(sums: &Sums) -> ! {
-    let [laps, mib, wrong] = [&sums.laps, &sums.mib, &sums.mismatches].map(|n| n.load(Relaxed));
-    println!("laps {laps} mib {mib} mismatches {wrong}");
+    let [laps, kib, wrong] = [&sums.laps, &sums.kib, &sums.mismatches].map(|n| n.load(Relaxed));
+    println!("laps {laps} mib {} mismatches {wrong}", kib >> 10);
     std::process::exit(i32::from(wrong != 0 || laps == 0));
 }
 
@@ -218,8 +241,8 @@ fn main() {
         Command::Laps { laps, mib } => {
             let begin = Instant::now();
             for _ in 0..laps {
-                let mut memory = black_box(vec![0u64; mib * MIB_WORDS]);
-                memory.chunks_mut(PAGE_WORDS).for_each(|page| page[0] = 1);
+                let mut memory = fresh(mib * MIB);
+                memory.chunks_exact_mut(PAGE).for_each(|page| page[0] = 1);
                 black_box(&memory);
             }
             println!("nanoseconds {}", begin.elapsed().as_nanos());
@@ -231,8 +254,9 @@ fn main() {
             }
         }
         Command::Fill { mib } => {
-            let memory: Vec<u64> = (0..mib * MIB_WORDS).map(|i| pattern(0, 0, i)).collect();
-            println!("filled {} MiB", memory.len() / MIB_WORDS);
+            let mut memory = fresh(mib * MIB);
+            write(&mut memory, |i| pattern(0, 0, i));
+            println!("filled {mib} MiB");
             let mut rest = Vec::new();
             // An error ends it just the same.
             let _ = io::stdin().read_to_end(&mut rest);
