@@ -114,7 +114,7 @@ with Guest(**arguments, files={"dlh_guest.ko": DRIVER}) as guest:
     guest.check("insmod /dlh_guest.ko order=4 timeout_ms=300")
     seen = stats(guest)
     ktap.ok(seen["unmarked"] > 0, "a driver that is loaded later takes off the marks of the one before", seen)
-    Dlh(guest.pid).settle(quiet=3)
+    settle(guest)
     guest.check("rmmod dlh_guest; insmod /dlh_guest.ko order=4 timeout_ms=300")
     seen = stats(guest)
     ktap.equal((seen["asked"], seen["unmarked"]), (1, 0), "one that the host wants nothing of leaves them")
