@@ -27,6 +27,7 @@ mod map;
 mod merger;
 mod operation;
 mod refilled;
+mod requests;
 mod stats;
 
 use kvm_control::ShownRules;

@@ -2,7 +2,9 @@
 
 //! The merger of one VM: takes what was reported, joins neighbours, releases, and only then says so.
 
-use dlh_abi::{Contents, Error as CallError, Gfn, GfnRange, Status};
+use core::ops::Range;
+
+use dlh_abi::{Contents, Error as CallError, Gfn, GfnRange};
 use free_map::{coalesce, extend, PageState};
 use kernel::{
     fmt, new_mutex, new_spinlock,
@@ -13,11 +15,17 @@ use kernel::{
 use kvm_control::{Allow, Asked, Permission};
 use kvm_faults::FaultEvents;
 use kvm_merge::{release, Mode, Patience, Terms, Verdict};
-use kvm_ops::{complete_all, Token};
+use kvm_ops::Token;
 use kvm_vm::{Memslots, SlotError, Span, Vm, VmRef};
 use kvm_worker::{Job, Pace, Turn};
 
-use crate::{again::Again, map::Map, refilled::Refilled, stats::Stats};
+use crate::{
+    again::Again,
+    map::Map,
+    refilled::Refilled,
+    requests::{Request, Requests},
+    stats::Stats,
+};
 
 /// Requests that may wait; more are declined, and the guest tries again later.
 const MOST_WAITING: usize = 256;
@@ -25,23 +33,14 @@ const MOST_WAITING: usize = 256;
 /// whoever waits for a request waits for no more than twice that. A larger request is accepted only when there is no other.
 const MOST_PAGES: u64 = 1 << 18;
 
-/// Pages somebody waits for.
-struct Request {
-    frames: GfnRange,
-    contents: Contents,
-    token: Token,
-    /// What is said in the end.
-    status: Status,
-}
-
 /// The requests that wait.
 ///
 /// # Invariants
 ///
-/// `list` never grows beyond the capacity it was made with, and has `pages` pages; none is added once `closed`. `vm` is
-/// `Some` while there are any.
-struct Requests {
-    list: KVec<Request>,
+/// `requests` has room for [`MOST_WAITING`] until `closed`, and has `pages` pages; it is empty once `closed`. `vm` is
+/// `Some` while there are any, and `None` once `closed`.
+struct Waiting {
+    requests: Requests,
     pages: u64,
     /// Keeps the VM until its worker has looked.
     vm: Option<VmRef>,
@@ -52,9 +51,9 @@ struct Requests {
 ///
 /// # Invariants
 ///
-/// Both have room for [`MOST_WAITING`]; `taken` is exchanged with `Requests::list`.
+/// Both have room for [`MOST_WAITING`]; `taken` is exchanged with [`Waiting::requests`].
 struct Batch {
-    taken: KVec<Request>,
+    taken: Requests,
     runs: KVec<GfnRange>,
 }
 
@@ -80,7 +79,7 @@ pub(crate) struct Merger {
     #[pin]
     map: Map,
     #[pin]
-    requests: SpinLock<Requests>,
+    waiting: SpinLock<Waiting>,
     #[pin]
     batch: Mutex<Batch>,
 }
@@ -88,8 +87,8 @@ pub(crate) struct Merger {
 impl Merger {
     /// A merger for one VM. May sleep.
     pub(crate) fn new(policy: Policy, allow: Arc<Allow>) -> Result<Arc<Self>> {
-        let list = KVec::with_capacity(MOST_WAITING, GFP_KERNEL_ACCOUNT)?;
-        let taken = KVec::with_capacity(MOST_WAITING, GFP_KERNEL_ACCOUNT)?;
+        let requests = Requests::with_capacity(MOST_WAITING)?;
+        let taken = Requests::with_capacity(MOST_WAITING)?;
         let runs = KVec::with_capacity(MOST_WAITING, GFP_KERNEL_ACCOUNT)?;
         Arc::pin_init(
             pin_init!(Self {
@@ -101,7 +100,7 @@ impl Merger {
                 again: Again::new(),
                 refilled: Refilled::new(),
                 map <- Map::new(),
-                requests <- new_spinlock!(Requests { list, pages: 0, vm: None, closed: false }),
+                waiting <- new_spinlock!(Waiting { requests, pages: 0, vm: None, closed: false }),
                 batch <- new_mutex!(Batch { taken, runs }),
             }),
             GFP_KERNEL_ACCOUNT,
@@ -138,43 +137,45 @@ impl Merger {
         contents: Contents,
         token: Token,
     ) -> Result<bool, (Token, CallError)> {
-        if !self.may_release() {
-            self.declined_by_policy(1);
-            // For now: root may think better of it.
-            return Err((token, CallError::Busy));
-        }
-        let mut requests = self.requests.lock();
-        if requests.closed {
-            return Err((token, CallError::Gone));
-        }
-        let first = requests.list.is_empty();
+        let mut waiting = self.waiting.lock();
+        let mut first = waiting.requests.is_empty();
         if first {
-            if self.pace.is_exhausted() {
-                drop(requests);
+            drop(waiting);
+            // Of those that join others the worker asks, as it does of all before it gives anything up.
+            if !self.may_release() {
+                self.declined_by_policy(1);
+                // For now: root may think better of it.
+                return Err((token, CallError::Busy));
+            }
+            waiting = self.waiting.lock();
+            first = waiting.requests.is_empty();
+            if first && self.pace.is_exhausted() {
+                drop(waiting);
                 self.stats.busy();
                 return Err((token, CallError::Busy));
             }
-            requests.vm = vm.try_get();
-        }
-        if requests.vm.is_none() {
-            return Err((token, CallError::Gone));
+            if first && !waiting.closed {
+                waiting.vm = vm.try_get();
+            }
+            if waiting.vm.is_none() {
+                return Err((token, CallError::Gone));
+            }
         }
         // Never overflows: a range has less than 2^52 pages, and all but the first less than the bound.
-        let pages = requests.pages + frames.pages();
-        let request = Request { frames, contents, token, status: Status::OK };
-        let left_over = if first || pages <= MOST_PAGES {
-            requests.list.push_within_capacity(request).err().map(|full| full.0)
+        let pages = waiting.pages + frames.pages();
+        let added = if first || pages <= MOST_PAGES {
+            waiting.requests.push(frames, contents, token)
         } else {
-            Some(request)
+            Err(token)
         };
-        match left_over {
-            None => {
-                requests.pages = pages;
+        match added {
+            Ok(()) => {
+                waiting.pages = pages;
                 // Those after the first are found by whom it has woken.
                 Ok(first)
             }
-            Some(Request { token, .. }) => {
-                drop(requests);
+            Err(token) => {
+                drop(waiting);
                 self.stats.busy();
                 Err((token, CallError::Busy))
             }
@@ -183,16 +184,16 @@ impl Merger {
 
     /// Accepts nothing more, and completes what waits as declined. May sleep.
     pub(crate) fn close(&self) {
-        let (list, vm) = {
-            let mut requests = self.requests.lock();
-            requests.closed = true;
-            (core::mem::take(&mut requests.list), requests.vm.take())
+        let (requests, vm) = {
+            let mut waiting = self.waiting.lock();
+            waiting.closed = true;
+            waiting.pages = 0;
+            (core::mem::replace(&mut waiting.requests, Requests::none()), waiting.vm.take())
         };
         // Before those who wait hear of it: mostly they have it as well, and this is not the last reference.
         drop(vm);
-        for Request { token, .. } in list {
-            token.complete(CallError::Gone.into());
-        }
+        // Declined, as all that is dropped.
+        drop(requests);
     }
 
     /// Writes `name value` lines.
@@ -208,13 +209,24 @@ impl Merger {
         self.began.elapsed().as_millis() as u32
     }
 
-    /// Finds out what of `taken` is to be released, and fills `runs` with that. On the worker.
-    fn choose(&self, vm: &Vm, taken: &mut [Request], runs: &mut KVec<GfnRange>) {
+    /// Finds out what of `taken`, which has `pages` pages, is to be released, and fills `runs` with that. Returns what
+    /// the guest relies on finding there: runs have parts of several requests, so what one of them relies on goes for
+    /// all. On the worker.
+    fn choose(
+        &self,
+        vm: &Vm,
+        taken: &mut [Request],
+        pages: u64,
+        runs: &mut KVec<GfnRange>,
+    ) -> Contents {
         let slots = vm.memslots();
-        let pages = taken.iter().map(|request| request.frames.pages()).sum();
         self.stats.reported(taken.len() as u64, pages);
         let mut check = Check { slots: &slots, assigned: vm.has_assigned_devices(), last: None };
+        let mut contents = Contents::Any;
         for request in taken {
+            if request.contents == Contents::Zeroes {
+                contents = Contents::Zeroes;
+            }
             match check.check(request.frames, &self.stats) {
                 Ok(()) if runs.last_mut().is_some_and(|last| extend(last, request.frames)) => {}
                 // There is room for as many runs as for requests.
@@ -222,6 +234,7 @@ impl Merger {
                 Err(e) => request.status = e.into(),
             }
         }
+        contents
     }
 
     /// Notes in the map that `runs` are free. On the worker; may sleep.
@@ -234,20 +247,21 @@ impl Merger {
         }
     }
 
-    /// Releases a run of what was `taken`; those who are better reported again are told so. Returns whether it has come
+    /// Releases `runs` of what was `taken`; those who are better reported again are told so. Returns whether it has come
     /// to the end. On the worker; may sleep.
-    fn release(&self, with: &mut With<'_>, taken: &mut [Request], frames: GfnRange) -> bool {
-        let With { turn, patience, vm, contents, now } = with;
-        let mut passing: Option<(Gfn, Gfn)> = None;
-        self.stats.run();
+    fn release(&self, with: With<'_>, taken: &mut [Request], runs: &[GfnRange]) -> bool {
+        let With { turn, vm, contents } = with;
+        let now = self.now();
+        let mut passing = Passing::default();
+        self.stats.runs(runs.len() as u64);
         let at_end = release(
             turn,
-            patience,
+            &mut Patience::new(),
             // Root may change its mind.
-            || self.terms(*contents),
+            || self.terms(contents),
             // Devices may be assigned at any time, and pin the memory then.
             || (!vm.has_assigned_devices()).then(|| vm.memslots()),
-            frames,
+            runs,
             |part, verdict| {
                 self.stats.judged(part.pages(), verdict);
                 // What passes sooner is declined, and reported again by itself.
@@ -255,27 +269,19 @@ impl Merger {
                     self.again.kept();
                 }
                 match verdict {
-                    Verdict::Merged => self.map.merged(part, *now),
+                    Verdict::Merged => self.map.merged(part, now),
                     _ => self.map.set(part, PageState::Unknown),
                 }
                 if verdict == Verdict::Hugetlb {
-                    self.decline(part, taken);
+                    let declined = decline(part.start()..part.end(), taken);
+                    self.declined_by_policy(declined);
                 }
                 if verdict.is_passing() {
-                    let first = passing.map_or(part.start(), |(first, _)| first);
-                    passing = Some((first, part.end()));
+                    passing.add(part, taken);
                 }
             },
         );
-        if let Some((first, end)) = passing {
-            // Parts come in ascending order. What lies between two of these is reported again as well.
-            for request in taken {
-                let Request { frames, status, .. } = request;
-                if frames.start() < end && first < frames.end() && status.is_ok() {
-                    *status = CallError::Busy.into();
-                }
-            }
-        }
+        passing.decline(taken);
         at_end
     }
 
@@ -288,14 +294,38 @@ impl Merger {
         };
         Some(Terms { mode: self.mode, hugetlb, contents })
     }
+}
 
-    /// Declines those of `taken` that name a page of `part`, for now: root may think better of it.
-    fn decline(&self, part: GfnRange, taken: &mut [Request]) {
-        for Request { frames, status, .. } in taken {
-            if status.is_ok() && frames.start() < part.end() && part.start() < frames.end() {
-                *status = CallError::Busy.into();
-                self.declined_by_policy(1);
+/// Declines those of `taken` that name one of `frames`, for now; returns how many that were not declined before.
+fn decline(frames: Range<Gfn>, taken: &mut [Request]) -> u64 {
+    let mut declined = 0;
+    for Request { frames: named, status, .. } in taken {
+        if status.is_ok() && named.start() < frames.end && frames.start < named.end() {
+            *status = CallError::Busy.into();
+            declined += 1;
+        }
+    }
+    declined
+}
+
+/// Neighbours that were kept for what passes, and are declined together.
+#[derive(Default)]
+struct Passing(Option<Range<Gfn>>);
+
+impl Passing {
+    fn add(&mut self, part: GfnRange, taken: &mut [Request]) {
+        match &mut self.0 {
+            Some(frames) if frames.end == part.start() => frames.end = part.end(),
+            _ => {
+                self.decline(taken);
+                self.0 = Some(part.start()..part.end());
             }
+        }
+    }
+
+    fn decline(&mut self, taken: &mut [Request]) {
+        if let Some(frames) = self.0.take() {
+            decline(frames, taken);
         }
     }
 }
@@ -303,12 +333,9 @@ impl Merger {
 /// What the worker has for a batch.
 struct With<'a> {
     turn: &'a mut Turn,
-    patience: Patience,
     vm: &'a Vm,
     /// What the guest relies on finding there afterwards.
     contents: Contents,
-    /// When it began.
-    now: u32,
 }
 
 /// What can be said of a request before anything is released.
@@ -350,39 +377,29 @@ impl Check<'_> {
 
 impl Job for Merger {
     fn is_due(&self) -> bool {
-        !self.requests.lock().list.is_empty()
+        !self.waiting.lock().requests.is_empty()
     }
 
     fn work(&self, turn: &mut Turn) {
         let mut batch = self.batch.lock();
         let Batch { taken, runs } = &mut *batch;
-        let vm = {
-            let mut requests = self.requests.lock();
-            core::mem::swap(&mut requests.list, taken);
-            requests.pages = 0;
-            requests.vm.take()
+        let (pages, vm) = {
+            let mut waiting = self.waiting.lock();
+            core::mem::swap(&mut waiting.requests, taken);
+            (core::mem::take(&mut waiting.pages), waiting.vm.take())
         };
         let Some(vm) = vm else { return };
-        self.choose(&vm, taken, runs);
+        let contents = self.choose(&vm, taken.all(), pages, runs);
         let kept = if runs.len() > 1 { coalesce(runs) } else { runs.len() };
         self.note(&vm, &runs[..kept]);
-        // Runs have parts of several requests: what one of them relies on goes for all.
-        let any = taken.iter().all(|request| request.contents == Contents::Any);
-        let contents = if any { Contents::Any } else { Contents::Zeroes };
-        let mut with = With {
-            turn: &mut *turn,
-            patience: Patience::new(),
-            vm: &vm,
-            contents,
-            now: self.now(),
-        };
-        if !runs[..kept].iter().all(|frames| self.release(&mut with, taken, *frames)) {
+        let with = With { turn: &mut *turn, vm: &vm, contents };
+        if !self.release(with, taken.all(), &runs[..kept]) {
             // Some of it is as it was. The guest is to report all of it again.
             for frames in &runs[..kept] {
                 self.map.set(*frames, PageState::Unknown);
             }
             let mut declined = 0;
-            for request in taken.iter_mut().filter(|request| request.status.is_ok()) {
+            for request in taken.all().iter_mut().filter(|request| request.status.is_ok()) {
                 request.status = CallError::Busy.into();
                 declined += 1;
             }
@@ -394,10 +411,9 @@ impl Job for Merger {
         // Before those who wait hear of it: mostly they have it as well, and this is not the last reference.
         drop(vm);
         // Only now may the guest use any of them again (DESIGN.md rule 1).
-        // The last first: each ring moves on in one step. Inside, the guest sees it at once.
-        let last_first = core::iter::from_fn(|| taken.pop());
+        // Inside, the guest sees it at once.
         let inside = turn.enter();
-        complete_all(last_first.map(|request| (request.token, request.status)));
+        taken.complete();
         drop(inside);
         self.pace.worked();
     }

@@ -70,6 +70,7 @@ impl Operation for FreePages {
         Ok(context)
     }
 
+    #[inline]
     fn execute(context: ArcBorrow<'_, Context>, vm: &Vm, arg: [u64; 2], token: Token) -> Outcome {
         let (frames, contents) = match Said::parse(arg) {
             Ok(Said::Pages(frames, contents)) => (frames, contents),

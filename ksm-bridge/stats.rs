@@ -86,9 +86,9 @@ impl Stats {
         self.assigned.add(1, Relaxed);
     }
 
-    /// One run is about to be released.
-    pub(crate) fn run(&self) {
-        self.runs.add(1, Relaxed);
+    /// So many runs are about to be released.
+    pub(crate) fn runs(&self, n: u64) {
+        self.runs.add(n, Relaxed);
     }
 
     /// This became of `pages` pages.

@@ -72,7 +72,7 @@ impl VmQueue {
                 break number;
             }
         };
-        match self.execute(&self.calls(), caller, call, number) {
+        match self.execute(&mut self.calls(), caller, call, number) {
             Outcome::Pending => Begun::Pending(number),
             Outcome::Finished(status) => {
                 let noted = self.inserted().lock().0.remove_node(&number);

@@ -15,7 +15,7 @@ use kvm_hooks::{
     inline_atomic::{AtomicBool, AtomicU32, Ordering},
     Killed,
 };
-use kvm_registry::{Calls, Contexts, Feed, Outcome};
+use kvm_registry::{Calls, Contexts, Ended, Feed, Outcome};
 use kvm_vm::Vcpu;
 use rcu_table::{impl_linked, Link};
 
@@ -54,6 +54,11 @@ impl CallId {
     fn pack(self) -> u64 {
         // Operation numbers are below 64, feeds below 2^24.
         u64::from(self.op.0) << 56 | u64::from(self.feed) << 32 | u64::from(self.position)
+    }
+
+    /// Whether two packed ones are of the same feed and operation.
+    fn is_akin(one: u64, other: u64) -> bool {
+        one >> 32 == other >> 32
     }
 
     fn unpack(id: u64) -> Self {
@@ -160,19 +165,20 @@ impl VmQueue {
 
     /// The way to the operations: none goes away until the result is dropped. May sleep.
     pub(crate) fn calls(&self) -> Calls<'_, Self> {
-        self.host.registry().calls()
+        self.host.registry().calls(&self.contexts)
     }
 
     /// Hands a call, the one at `position` of its feed, to its operation. On a thread of the VMM.
+    #[inline]
     pub(crate) fn execute(
         self: &Arc<Self>,
-        calls: &Calls<'_, Self>,
+        calls: &mut Calls<'_, Self>,
         caller: &Caller<'_>,
         call: &Call,
         position: u32,
     ) -> Outcome {
         let id = CallId { feed: caller.feed, position, op: call.op }.pack();
-        calls.execute(&self.contexts, caller.vcpu.vm(), call, self, id)
+        calls.execute(caller.vcpu.vm(), call, self, id)
     }
 
     /// The calls that were inserted by a trap and have not come to their end.
@@ -277,15 +283,14 @@ impl WorkItem for VmQueue {
 }
 
 impl Feed for VmQueue {
-    fn complete_all(&self, calls: impl Iterator<Item = u64>, status: Status) {
-        let mut calls = calls.map(CallId::unpack).peekable();
-        while let Some(first) = calls.next() {
+    fn complete_all(&self, calls: Ended<'_>, status: Status) {
+        for calls in calls.chunk_by(CallId::is_akin) {
+            let Some(first) = calls.ids().next().map(CallId::unpack) else { continue };
+            let positions = calls.ids().map(|id| CallId::unpack(id).position);
             if first.feed == INSERTED {
-                self.answer(first.position, status);
+                positions.for_each(|position| self.answer(position, status));
             } else if let Some(ring) = self.ring(first.feed) {
-                let more = core::iter::from_fn(|| calls.next_if(|call| call.feed == first.feed));
-                let calls = Iterator::chain(core::iter::once(first), more);
-                ring.complete_all(calls.map(|call| (call.position, call.op)), status);
+                ring.complete_all(first.op, positions, status);
             }
         }
     }

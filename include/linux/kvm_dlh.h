@@ -73,8 +73,8 @@ void kvm_dlh_unregister_ops(const struct kvm_dlh_ops *ops);
 void kvm_dlh_complete(struct kvm_dlh_token token, s32 status);
 
 /*
- * As kvm_dlh_complete() for each of count tokens, and cheaper. Those of one ring are best given the last
- * first: the guest sees it move on once.
+ * As kvm_dlh_complete() for each of count tokens, and cheaper. Those of one ring are best given in the order
+ * in which they came: the guest sees it move on once.
  */
 void kvm_dlh_complete_all(const struct kvm_dlh_token *tokens, u32 count, s32 status);
 

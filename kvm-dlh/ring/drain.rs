@@ -235,28 +235,32 @@ impl Ring {
         clock: &mut Clock,
     ) -> (Locked<'a>, u32, Result<(), Stopped>) {
         clock.start();
-        // With something else among them, this may not be a ring any more: nothing is written then.
-        let intact = state.consumer().are_next(entries);
+        let mut intact = None;
         let mut caller = Caller { vcpu, vcpu_id: self.vcpu_id, feed: self.id, time: None };
         let mut operations = Operations::enter(self, vcpu, entries.len() as u32);
         for (taken, raw) in (1..).zip(entries) {
-            let collected = match state.take(raw) {
-                Ok(collected) => collected,
+            let position = match state.take(raw) {
+                Ok(position) => position,
                 Err(e) => return (state, taken - 1, Err(e.into())),
             };
             self.queue.stats().submitted(1);
             caller.time = Some(raw.time());
             let ended;
-            (state, ended) = match collected.call {
+            (state, ended) = match raw.call() {
                 Err(e) => (state, Some(e.into())),
                 Ok(call) => match self.queue.execute_builtin(&caller, &call) {
                     Some(status) => (state, Some(status)),
-                    None => operations.execute(&caller, state, collected.position, &call),
+                    None => operations.execute(&caller, state, position, &call),
                 },
             };
             if let Some(status) = ended {
-                let late = Late { position: collected.position, op: Operation(raw.op), status };
-                if intact && raw.wants_status(status) {
+                let late = Late { position, op: Operation(raw.op), status };
+                // With something else among the others, this may not be a ring any more: nothing is written then.
+                let mut intact = || {
+                    let others = entries.get(taken as usize..).unwrap_or_default();
+                    *intact.get_or_insert_with(|| state.consumer().are_next(others))
+                };
+                if raw.wants_status(status) && intact() {
                     if let Err(absent) = state.write_status(window, late.position, status) {
                         let why = match operations.leave_to_vmm(&mut state, late) {
                             Ok(()) => absent.into(),
@@ -266,8 +270,8 @@ impl Ring {
                     }
                 }
                 self.queue.stats().ended(late.op, status);
+                state.executed_all();
             }
-            state.executed_all();
             if taken % CLOCK_ENTRIES == 0 && clock.is_over() {
                 return (state, taken, Ok(()));
             }

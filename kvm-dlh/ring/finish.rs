@@ -2,8 +2,6 @@
 
 //! Finishing entries, on whatever thread that happens, showing the guest how far they are, and waiting for that.
 
-use core::iter::Peekable;
-
 use dlh_abi::{Operation, Status};
 use kernel::prelude::*;
 use kvm_hooks::{inline_atomic::Ordering, Killed};
@@ -25,17 +23,20 @@ impl Ring {
     /// by the next drain, or whoever waits. May sleep, but not for the VMM.
     pub(crate) fn complete_all(
         &self,
-        calls: impl Iterator<Item = (u32, Operation)>,
+        op: Operation,
+        mut positions: impl Iterator<Item = u32>,
         status: Status,
     ) {
         // What is outstanding holds the VM, so there is one; the indices must agree all the same.
         let foreign = self.unfinished.is_foreign();
-        let mut calls = calls.peekable();
-        if !foreign && status.is_ok() {
-            self.end_unseen(&mut calls);
-        }
-        for (position, op) in calls {
+        let mut next = if !foreign && status.is_ok() {
+            self.end_unseen(op, &mut positions)
+        } else {
+            positions.next()
+        };
+        while let Some(position) = next {
             let call = Late { position, op, status };
+            next = positions.next();
             if foreign && self.leave_to_vmm(call) {
                 continue;
             }
@@ -48,15 +49,18 @@ impl Ring {
         }
     }
 
-    /// Ends the first of the entries, which were executed, for as long as the guest sees nothing of that yet:
-    /// one before them is pending still.
-    fn end_unseen(&self, calls: &mut Peekable<impl Iterator<Item = (u32, Operation)>>) {
-        let Some((_, op)) = calls.peek().copied() else { return };
-        let mut ended = 0;
+    /// Ends the first of some entries, which were executed, for as long as the guest sees nothing of that yet: one
+    /// before them is pending still. Returns the one that it would see.
+    fn end_unseen(&self, op: Operation, positions: &mut impl Iterator<Item = u32>) -> Option<u32> {
+        let (mut ended, mut next) = (0, None);
         {
             let mut state = self.state.lock();
-            let Some(first) = state.first_pending() else { return };
-            while let Some((position, _)) = calls.next_if(|call| call.0 != first && call.1 == op) {
+            let Some(first) = state.first_pending() else { return positions.next() };
+            for position in positions {
+                if position == first {
+                    next = Some(position);
+                    break;
+                }
                 state.finish(position);
                 ended += 1;
             }
@@ -64,6 +68,7 @@ impl Ring {
             self.queue.stats().executed_all(op, ended);
         }
         self.unfinished.ended(ended);
+        next
     }
 
     /// Makes room for as many late calls as are outstanding, and `more`. On a thread of the VMM that drains; may

@@ -2,7 +2,7 @@
 
 //! How far a ring has come: what is taken, what is pending, what the guest has been shown.
 
-use dlh_abi::{header, Broken, Collected, Consumer, RawEntry, RingSize, RingWords, Status};
+use dlh_abi::{header, Broken, Consumer, RawEntry, RingSize, RingWords, Status};
 use kernel::{
     prelude::*,
     sync::barrier::{smp_mb, Full},
@@ -67,8 +67,9 @@ impl State {
         self.consumer.take_nops(copies)
     }
 
-    /// Takes the next entry; `done` does not pass it before [`State::executed_all`].
-    pub(super) fn take(&mut self, raw: &RawEntry) -> Result<Collected, Broken> {
+    /// Takes the next entry, and returns its position; `done` does not pass it before [`State::executed_all`].
+    #[inline]
+    pub(super) fn take(&mut self, raw: &RawEntry) -> Result<u32, Broken> {
         self.consumer.take(raw)
     }
 

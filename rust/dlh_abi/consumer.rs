@@ -2,7 +2,7 @@
 
 //! The host's side of a ring: what it has taken, and what it has finished.
 
-use crate::{Call, Cookie, Error, RawEntry, RingSize};
+use crate::{Cookie, RawEntry, RingSize};
 
 /// Why a ring can no longer be read; it is detached for good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,15 +20,6 @@ pub struct Run {
     pub slot: u32,
     /// Number of slots.
     pub len: u32,
-}
-
-/// An entry that has been taken: from here on it is the host's to finish.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Collected {
-    /// Its position, which names it until it is finished.
-    pub position: u32,
-    /// The call, or why there is none to execute.
-    pub call: Result<Call, Error>,
 }
 
 /// The indices of one ring as the host keeps them, out of the guest's reach.
@@ -108,20 +99,20 @@ impl Consumer {
         Run { slot, len: if want < to_end { want } else { to_end } }
     }
 
-    /// Takes the copy `raw` of the next entry.
+    /// Takes the copy `raw` of the next entry, and returns its position, which names it until it is finished.
     ///
     /// # Errors
     ///
     /// [`Broken::Tag`] if these bytes are not the entry of that position; nothing is taken.
     #[inline]
-    pub fn take(&mut self, raw: &RawEntry) -> Result<Collected, Broken> {
+    pub fn take(&mut self, raw: &RawEntry) -> Result<u32, Broken> {
         if raw.tag != self.cookie.tag(self.collected) {
             return Err(Broken::Tag);
         }
         let position = self.collected;
         // INVARIANT: the caller takes no more than `visible()` entries, so this stays behind tail.
         self.collected = self.collected.wrapping_add(1);
-        Ok(Collected { position, call: raw.call() })
+        Ok(position)
     }
 
     /// Whether all of `copies` are the next entries.

@@ -23,7 +23,7 @@ mod size;
 
 pub use addr::{Gfn, GfnRange, Gpa, PAGE_SHIFT, PAGE_SIZE};
 pub use call::{Call, Function, Operation};
-pub use consumer::{Broken, Collected, Consumer, Run};
+pub use consumer::{Broken, Consumer, Run};
 pub use entry::{Cookie, RawEntry};
 pub use error::{Error, Status};
 pub use free_pages::{Contents, FreePages, FREE_ANY, FREE_ASK};

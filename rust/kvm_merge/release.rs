@@ -7,7 +7,7 @@
 //! shared zero page: a merge into it, done when it is looked at.
 
 use dlh_abi::{Contents, Gfn, GfnRange};
-use kvm_vm::{Memslots, SlotError, Span};
+use kvm_vm::{Memslots, SlotError};
 use kvm_worker::{Inside, Turn};
 
 use crate::{
@@ -118,12 +118,13 @@ impl From<SlotError> for Verdict {
     }
 }
 
-/// Releases what may be released of `frames`, and says of each part what became of it. Returns whether it has
-/// come to the end: not if the worker is being stopped, if the VMM has ended, or if `terms` or `lock` have had it stop.
-/// The guest must not be using them.
+/// Releases what may be released of `runs`, which ascend, and says of each part what became of it. Returns whether it
+/// has come to the end: not if the worker is being stopped, if the VMM has ended, or if `terms` or `lock` have had it
+/// stop. The guest must not be using them.
 ///
-/// `terms` is asked from time to time, with nothing held; it may sleep, but not wait for a user. `lock` locks the memslots; they are let go of from time to time, so that changing them never waits
-/// for much more than [`CHUNK_PAGES`].
+/// `terms` is asked from time to time, with nothing held; it may sleep, but not wait for a user. `lock` locks the
+/// memslots; they are let go of from time to time, so that changing them never waits for much more than
+/// [`CHUNK_PAGES`].
 ///
 /// # Context
 ///
@@ -134,23 +135,20 @@ pub fn release<'a>(
     patience: &mut Patience,
     terms: impl Fn() -> Option<Terms>,
     lock: impl Fn() -> Option<Memslots<'a>>,
-    frames: GfnRange,
+    runs: &[GfnRange],
     mut tell: impl FnMut(GfnRange, Verdict),
 ) -> bool {
-    let mut next = frames.start();
-    while next < frames.end() {
-        // Never fails: what is left of a valid range is valid.
-        let Ok(rest) = GfnRange::new(next, frames.end().0 - next.0) else { return false };
+    let mut left = Left::new(runs);
+    while left.front().is_some() {
         if !turn.may_go_on() {
             return false;
         }
         let Some(terms) = terms() else { return false };
-        let Chunk { done, last } = {
+        let last = {
             let Some(inside) = turn.enter() else { return false };
             let Some(slots) = lock() else { return false };
-            release_chunk(&inside, &slots, rest, terms, &mut tell)
+            release_chunk(&inside, &slots, &mut left, terms, &mut tell)
         };
-        next = Gfn(next.0 + done);
         let (last, tries) = match last {
             Last::Told => continue,
             Last::Mappings(pages) => (Step { pages, verdict: Verdict::Busy }, &mut patience.mmap),
@@ -161,25 +159,48 @@ pub fn release<'a>(
         if last.verdict == Verdict::Busy && Patience::wait(tries, turn) {
             continue;
         }
-        if let Ok(part) = GfnRange::new(next, last.pages) {
-            tell(part, last.verdict);
-        }
-        next = Gfn(next.0 + last.pages);
+        left.tell(last, &mut tell);
     }
     true
 }
 
-/// What became of the front of a range.
-struct Chunk {
-    /// How many pages have been dealt with, and told of.
+/// What has not been dealt with yet.
+struct Left<'a> {
+    runs: &'a [GfnRange],
+    /// Pages of the first run that have been.
     done: u64,
-    /// What comes after them.
-    last: Last,
 }
 
-/// Why a chunk ends.
+impl<'a> Left<'a> {
+    fn new(runs: &'a [GfnRange]) -> Self {
+        Self { runs, done: 0 }
+    }
+
+    /// What is left of the first run.
+    fn front(&self) -> Option<GfnRange> {
+        let run = self.runs.first()?;
+        // Never fails: what is left of a valid range is valid, and there is some.
+        GfnRange::new(Gfn(run.start().0 + self.done), run.pages() - self.done).ok()
+    }
+
+    /// Says what became of the next pages, which lie in one run.
+    fn tell(&mut self, step: Step, tell: &mut impl FnMut(GfnRange, Verdict)) {
+        let Some(front) = self.front() else { return };
+        let pages = step.pages.min(front.pages());
+        if let Ok(part) = GfnRange::new(front.start(), pages) {
+            tell(part, step.verdict);
+        }
+        self.done += pages;
+        if pages == front.pages() {
+            self.runs = &self.runs[1..];
+            self.done = 0;
+        }
+    }
+}
+
+/// Why a chunk ends; what has been told of before is dealt with.
 enum Last {
-    /// It is large enough, or its memslot is at its end.
+    /// It is large enough, or nothing is left.
     Told,
     /// The mmap lock that so many pages need cannot be had.
     Mappings(u64),
@@ -189,46 +210,33 @@ enum Last {
     Hole(Hole),
 }
 
-/// Deals with the front of `rest`: at least one page, or what there is to be done then.
+/// Deals with about [`CHUNK_PAGES`] of what is left.
 fn release_chunk(
     inside: &Inside<'_>,
     slots: &Memslots<'_>,
-    rest: GfnRange,
+    left: &mut Left<'_>,
     terms: Terms,
     tell: &mut impl FnMut(GfnRange, Verdict),
-) -> Chunk {
-    let (frames, verdict) = match slots.translate(rest) {
-        Ok(span) if slots.vm().is_current() => return release_span(inside, span, terms, tell),
-        Ok(span) => (span.frames, Verdict::NoMemslot),
-        // The slot has changed since the pages were reported.
-        Err(e) => (rest, e.into()),
-    };
-    tell(frames, verdict);
-    Chunk { done: frames.pages(), last: Last::Told }
-}
-
-/// Deals with about [`CHUNK_PAGES`] of `span`.
-fn release_span(
-    inside: &Inside<'_>,
-    span: Span,
-    terms: Terms,
-    tell: &mut impl FnMut(GfnRange, Verdict),
-) -> Chunk {
-    let mut done = 0;
-    while done < span.frames.pages().min(CHUNK_PAGES) {
-        let Step { pages, verdict } =
-            match vma::release_front(inside, span, done, CHUNK_PAGES, terms) {
-                Front::Locked(pages) => return Chunk { done, last: Last::Mappings(pages) },
-                Front::Done(Step { pages, verdict: Verdict::Busy }) => {
-                    return Chunk { done, last: Last::File(pages) }
+) -> Last {
+    let mut more = CHUNK_PAGES;
+    while let Some(front) = left.front().filter(|_| more > 0) {
+        let step = match slots.translate(front) {
+            Ok(span) if slots.vm().is_current() => {
+                match vma::release_front(inside, span, more, terms) {
+                    Front::Locked(pages) => return Last::Mappings(pages),
+                    Front::Done(Step { pages, verdict: Verdict::Busy }) => {
+                        return Last::File(pages)
+                    }
+                    Front::Done(step) => step,
+                    Front::Hole(hole) => return Last::Hole(hole),
                 }
-                Front::Done(step) => step,
-                Front::Hole(hole) => return Chunk { done, last: Last::Hole(hole) },
-            };
-        if let Ok(part) = GfnRange::new(Gfn(span.frames.start().0 + done), pages) {
-            tell(part, verdict);
-        }
-        done += pages;
+            }
+            Ok(span) => Step { pages: span.frames.pages(), verdict: Verdict::NoMemslot },
+            // The slot has changed since the pages were reported.
+            Err(e) => Step { pages: front.pages(), verdict: e.into() },
+        };
+        more = more.saturating_sub(step.pages);
+        left.tell(step, tell);
     }
-    Chunk { done, last: Last::Told }
+    Last::Told
 }

@@ -40,22 +40,15 @@ fn step(pages: u64, verdict: Verdict) -> Front {
     Front::Done(Step { pages, verdict })
 }
 
-/// Deals with the front of what is left of `span` after `done` pages, with at most `most` pages of it or one
-/// huge page. The addresses are those of the current address space; its mmap lock is taken meanwhile. With
-/// [`Contents::Any`] private copies of a file's pages go, whatever the file holds.
-pub(crate) fn release_front(
-    inside: &Inside<'_>,
-    span: Span,
-    done: u64,
-    most: u64,
-    terms: Terms,
-) -> Front {
-    let rest = span.frames.pages() - done;
+/// Deals with the front of `span`, with at most `most` pages of it or one huge page. The addresses are those of the
+/// current address space; its mmap lock is taken meanwhile. With [`Contents::Any`] private copies of a file's pages go,
+/// whatever the file holds.
+pub(crate) fn release_front(inside: &Inside<'_>, span: Span, most: u64, terms: Terms) -> Front {
+    let rest = span.frames.pages();
     let Some(mmap) = Mmap::try_lock(inside) else {
         return Front::Locked(rest.min(most));
     };
-    let Hva(base) = span.hva;
-    let address = base + (done * PAGE_SIZE) as usize;
+    let Hva(address) = span.hva;
     let Some(vma) = mmap.lookup(address) else {
         // Nothing is mapped there, so there is nothing to release.
         let bytes = mmap.unmapped_bytes(address) as u64;

@@ -4,7 +4,7 @@
 //!
 //! C header: `include/linux/kvm_dlh.h`, which says in which context each callback runs.
 
-use core::{ffi::c_void, mem::ManuallyDrop, ptr::null_mut};
+use core::{ffi::c_void, mem::ManuallyDrop};
 
 use dlh_abi::{Error as CallError, Operation as Number, Status};
 use dlh_bindings as bindings;
@@ -34,40 +34,54 @@ impl Token {
     }
 }
 
-/// Tokens that are completed together.
-struct Gathered {
-    tokens: [bindings::kvm_dlh_token; Self::MOST],
-    count: usize,
-    status: Status,
-}
+/// Tokens in a row, with room for so many.
+///
+/// # Invariants
+///
+/// Each of the list is owned, and has not been completed.
+pub struct Tokens(KVec<bindings::kvm_dlh_token>);
 
-impl Gathered {
-    const MOST: usize = 32;
+// SAFETY: The interface lets any thread complete a token.
+unsafe impl Send for Tokens {}
 
-    fn complete(&mut self) {
-        let count = core::mem::take(&mut self.count);
-        // SAFETY: There are as many tokens, and each is completed at most once: it is forgotten here.
-        unsafe { bindings::kvm_dlh_complete_all(self.tokens.as_ptr(), count as u32, self.status.0) }
+impl Tokens {
+    /// None yet. May sleep.
+    pub fn with_capacity(capacity: usize) -> Result<Self> {
+        // INVARIANT: There are none.
+        Ok(Self(KVec::with_capacity(capacity, GFP_KERNEL_ACCOUNT)?))
+    }
+
+    /// None, and no room for any.
+    pub fn none() -> Self {
+        // INVARIANT: There are none.
+        Self(KVec::new())
+    }
+
+    /// Adds one, or gives it back if there is no room. Any context.
+    #[inline]
+    pub fn push(&mut self, token: Token) -> Result<(), Token> {
+        // INVARIANT: It is owned by the list if it is in there, and by the caller otherwise.
+        match self.0.push_within_capacity(ManuallyDrop::new(token).0) {
+            Ok(()) => Ok(()),
+            Err(full) => Err(Token(full.0)),
+        }
+    }
+
+    /// Completes the last `count` calls, or all if there are fewer. Those of one ring should be in the order in which
+    /// they came: the guest sees it move on once. May take a mutex.
+    pub fn complete_last(&mut self, count: usize, status: Status) {
+        let first = self.0.len().saturating_sub(count);
+        let last = &self.0[first..];
+        // SAFETY: By the type invariant, and none is completed again: they are forgotten below.
+        unsafe { bindings::kvm_dlh_complete_all(last.as_ptr(), last.len() as u32, status.0) }
+        self.0.truncate(first);
     }
 }
 
-/// Completes several calls, each with its status; cheaper than one by one where neighbours have the same. May
-/// take a mutex.
-pub fn complete_all(calls: impl Iterator<Item = (Token, Status)>) {
-    let tokens = [const { bindings::kvm_dlh_token { feed: null_mut(), call: 0 } }; Gathered::MOST];
-    let mut gathered = Gathered { tokens, count: 0, status: Status::OK };
-    for (token, status) in calls {
-        if gathered.count == Gathered::MOST || gathered.status != status {
-            gathered.complete();
-        }
-        gathered.status = status;
-        // Never out of bounds: there is room, or it was made just above.
-        if let Some(place) = gathered.tokens.get_mut(gathered.count) {
-            *place = ManuallyDrop::new(token).0;
-            gathered.count += 1;
-        }
+impl Drop for Tokens {
+    fn drop(&mut self) {
+        self.complete_last(usize::MAX, CallError::Gone.into());
     }
-    gathered.complete();
 }
 
 impl Drop for Token {

@@ -13,7 +13,7 @@
 mod contexts;
 mod exports;
 
-use core::{marker::PhantomData, ptr::null_mut};
+use core::{ffi::c_void, marker::PhantomData, ptr::null_mut};
 
 use dlh_abi::{
     Call, Error as CallError, Operation, Status, FEATURE_FREE_ANY, FEATURE_FREE_ASK,
@@ -42,10 +42,40 @@ pub const MAX_OPERATIONS: usize = bindings::KVM_DLH_MAX_OPS as usize;
 /// The feature bits that belong to FREE_PAGES.
 const FREE_PAGES_BITS: u32 = FEATURE_FREE_PAGES | FEATURE_FREE_ANY | FEATURE_FREE_ASK;
 
+/// `execute` of an operation's table.
+type Execute = unsafe extern "C" fn(
+    *mut c_void,
+    *mut bindings::kvm,
+    *const u64,
+    bindings::kvm_dlh_token,
+) -> i32;
+
 /// Where calls come from, and where their completion goes.
 pub trait Feed: Send + Sync + Sized + 'static {
-    /// The calls that were handed over as `calls` are finished. May sleep.
-    fn complete_all(&self, calls: impl Iterator<Item = u64>, status: Status);
+    /// Calls are finished. May sleep.
+    fn complete_all(&self, calls: Ended<'_>, status: Status);
+}
+
+/// Calls of one feed that end together: at least one. Mostly in the order in which they came: with the last first,
+/// whoever shows that they have ended does so once.
+#[derive(Clone, Copy)]
+pub struct Ended<'a>(&'a [bindings::kvm_dlh_token]);
+
+impl<'a> Ended<'a> {
+    /// What they were handed over as, the last first.
+    #[inline]
+    pub fn ids(self) -> impl Iterator<Item = u64> + 'a {
+        self.0.iter().rev().map(|token| token.call)
+    }
+
+    /// The same in parts of neighbours that are alike, the last first.
+    #[inline]
+    pub fn chunk_by(
+        self,
+        alike: impl Fn(u64, u64) -> bool + 'a,
+    ) -> impl Iterator<Item = Self> + 'a {
+        self.0.chunk_by(move |a, b| alike(a.call, b.call)).rev().map(Self)
+    }
 }
 
 /// What became of a call.
@@ -88,10 +118,12 @@ impl<F: Feed> Registry<F> {
         })
     }
 
-    /// The way to the operations, none of which goes away until the result is dropped. May sleep.
-    pub fn calls(&self) -> Calls<'_, F> {
-        // INVARIANT: Just locked.
-        Calls { slots: &self.slots, _lock: self.calls.read_lock(), _feed: PhantomData }
+    /// The way from a VM, whose contexts are `contexts`, to the operations, none of which goes away until the
+    /// result is dropped. The VM must not end meanwhile. May sleep.
+    pub fn calls<'a>(&'a self, contexts: &'a Contexts) -> Calls<'a, F> {
+        let _lock = self.calls.read_lock();
+        // INVARIANT: Just locked; nothing is known yet.
+        Calls { slots: &self.slots, contexts, last: None, _lock, _feed: PhantomData }
     }
 
     /// Detaches every operation from a VM that has ended, or whose queue goes. May sleep.
@@ -141,46 +173,47 @@ impl<F: Feed> Registry<F> {
     }
 }
 
-/// The way to the operations.
+/// An operation that has been called.
 ///
 /// # Invariants
 ///
-/// The registry's read lock is held: tables in `slots` stay valid.
+/// `execute` is that of the operation's table, and `context` what its `attach` made for the VM.
+#[derive(Clone, Copy)]
+struct Called {
+    op: Operation,
+    execute: Execute,
+    context: *mut c_void,
+}
+
+/// The way from a VM to the operations.
+///
+/// # Invariants
+///
+/// The registry's read lock is held: tables in `slots` stay valid. `last` is the operation that was called last,
+/// attached to the VM of `contexts`; nobody detaches it while the lock is held and the VM lives.
 pub struct Calls<'a, F: Feed> {
     slots: &'a [Atomic<*mut bindings::kvm_dlh_ops>; MAX_OPERATIONS],
+    contexts: &'a Contexts,
+    last: Option<Called>,
     _lock: kernel::sync::srcu::Guard<'a>,
     _feed: PhantomData<fn(F)>,
 }
 
 impl<F: Feed> Calls<'_, F> {
-    /// Executes `call` for `vm`, whose contexts are `contexts`. `feed` hears of its completion as
-    /// call number `id` if it is pending.
+    /// Executes `call` for `vm`, that of the contexts. `feed` hears of its completion as call number `id` if it is
+    /// pending.
     ///
     /// # Context
     ///
     /// A thread of the VMM; may sleep.
-    pub fn execute(
-        &self,
-        contexts: &Contexts,
-        vm: &Vm,
-        call: &Call,
-        feed: &Arc<F>,
-        id: u64,
-    ) -> Outcome {
-        let refused = |e: CallError| Outcome::Finished(e.into());
-        let Some(slot) = self.slots.get(usize::from(call.op.0)) else {
-            return refused(CallError::Operation);
-        };
-        let raw = slot.load(Acquire);
-        // SAFETY: A table in a slot is valid while the read lock is held.
-        let Some(ops) = (unsafe { raw.as_ref() }) else {
-            return refused(CallError::Operation);
-        };
-        let Some(context) = contexts.get(ops, vm) else {
-            return refused(CallError::NoMemory);
-        };
-        let Some(execute) = ops.execute else {
-            return refused(CallError::Operation);
+    #[inline]
+    pub fn execute(&mut self, vm: &Vm, call: &Call, feed: &Arc<F>, id: u64) -> Outcome {
+        let Called { execute, context, .. } = match self.last.filter(|last| last.op == call.op) {
+            Some(last) => last,
+            None => match self.find(vm, call.op) {
+                Ok(found) => *self.last.insert(found),
+                Err(e) => return Outcome::Finished(e.into()),
+            },
         };
         // Owned by the token until it is completed.
         let feed = Arc::into_raw(feed.clone());
@@ -195,6 +228,17 @@ impl<F: Feed> Calls<'_, F> {
         // A foreign module may return anything; what is not an error is success.
         Outcome::Finished(Status(result.min(0)))
     }
+
+    /// The operation `op`, attached to `vm`. May sleep.
+    fn find(&self, vm: &Vm, op: Operation) -> Result<Called, CallError> {
+        let slot = self.slots.get(usize::from(op.0)).ok_or(CallError::Operation)?;
+        // SAFETY: A table in a slot is valid while the read lock is held.
+        let ops = unsafe { slot.load(Acquire).as_ref() }.ok_or(CallError::Operation)?;
+        let context = self.contexts.get(ops, vm).ok_or(CallError::NoMemory)?;
+        let execute = ops.execute.ok_or(CallError::Operation)?;
+        // INVARIANT: From the table in the slot of `op`.
+        Ok(Called { op, execute, context })
+    }
 }
 
 /// Completes tokens that were handed out by [`Calls::execute`].
@@ -203,11 +247,11 @@ impl<F: Feed> Calls<'_, F> {
 ///
 /// The tokens came from a registry with the same `F`, and are completed for the first time.
 unsafe fn complete_all<F: Feed>(tokens: &[bindings::kvm_dlh_token], status: i32) {
-    for tokens in tokens.chunk_by(|a, b| a.feed == b.feed) {
+    for tokens in tokens.chunk_by(|a, b| a.feed == b.feed).rev() {
         let Some(first) = tokens.first() else { continue };
         // SAFETY: By the caller's promise each token owns a count; that of the first lasts until the end.
         let feed = unsafe { Arc::from_raw(first.feed.cast::<F>()) };
-        F::complete_all(&feed, tokens.iter().map(|token| token.call), Status(status.min(0)));
+        F::complete_all(&feed, Ended(tokens), Status(status.min(0)));
         for _ in tokens.iter().skip(1) {
             // SAFETY: As above; the feeds are the same.
             drop(unsafe { Arc::from_raw(first.feed.cast::<F>()) });

@@ -38,13 +38,14 @@ fn every_start_slot_and_the_wrap_of_the_index() {
                 let n = c.visible(p.tail()).unwrap();
                 assert_eq!(u64::from(n), 64 - i);
                 let run = c.next_run(1);
-                let got = c.take(&memory[run.slot as usize]).unwrap();
-                assert_eq!(got.call, Ok(call(lap * 64 + i)));
+                let raw = &memory[run.slot as usize];
+                let position = c.take(raw).unwrap();
+                assert_eq!(raw.call(), Ok(call(lap * 64 + i)));
                 c.advance_all();
-                assert!(!has_passed(c.done(), got.position), "taken is not executed");
+                assert!(!has_passed(c.done(), position), "taken is not executed");
                 c.executed_all();
                 c.advance_all();
-                assert!(has_passed(c.done(), got.position));
+                assert!(has_passed(c.done(), position));
             }
         }
     }
@@ -89,13 +90,14 @@ proptest! {
                     let run = c.next_run(n);
                     prop_assert!(run.slot + run.len <= 64);
                     for slot in run.slot..run.slot + run.len {
-                        let got = c.take(&memory[slot as usize]).unwrap();
-                        prop_assert_eq!(got.call, Ok(call(taken)));
-                        prop_assert_eq!(got.position, start.wrapping_add(taken as u32));
-                        if pick & 1 == 1 { pending.insert(size().slot(got.position), got.position); }
+                        let raw = &memory[slot as usize];
+                        let position = c.take(raw).unwrap();
+                        prop_assert_eq!(raw.call(), Ok(call(taken)));
+                        prop_assert_eq!(position, start.wrapping_add(taken as u32));
+                        if pick & 1 == 1 { pending.insert(size().slot(position), position); }
                         // Finishing others meanwhile never passes what is only taken.
                         let done = c.advance(|slot| pending.contains_key(&slot));
-                        prop_assert!(!has_passed(done, got.position));
+                        prop_assert!(!has_passed(done, position));
                         taken += 1;
                     }
                     c.executed_all();
