@@ -16,11 +16,11 @@ use std::thread;
 use std::time::Duration;
 
 use super::reload::Modules;
-use super::reporting::{Setup, MIB, PLACE};
+use super::reporting::{pattern, Setup, MIB, PLACE};
 use crate::ktap::{check, check_eq, failed, Case, CaseResult, Result, Verdict};
-use crate::memory::{Backing, Mapping};
+use crate::memory::{Backing, Mapping, PAGE};
 use crate::ring::NOP;
-use crate::stats::directories;
+use crate::stats::{control, directories};
 use crate::thread::wait_until;
 use crate::vcpu::Exit;
 use crate::vm::{Vm, VmConfig};
@@ -44,6 +44,7 @@ pub(super) fn cases(modules: PathBuf) -> Vec<Case> {
     const CASES: &[Entry] = &[
         ("an open file holds its module, and outlives its VM", holds),
         ("a reader whose memory nobody serves holds nobody up", stuck_reader),
+        ("who lists sysfs for ever holds no VM up", stuck_listing),
         ("readers while VMs come and go", readers),
         ("the free-page map in pieces of any size", pieces),
         ("files that the kernel makes for a module, open while it goes", others_files),
@@ -143,27 +144,13 @@ fn stuck_reader(modules: &Modules) -> CaseResult {
         let setup = Setup::anonymous(MIB)?;
         let file = File::open(directory(module)?.join(name))?;
         let memory = Mapping::new(Backing::Anonymous, MIB)?;
-        let armed = match memory.arm_userfaultfd() {
-            Ok(armed) => armed,
-            Err(error) => return Ok(Verdict::Skip(format!("no userfaultfd here: {error}"))),
-        };
         let (to, len) = (memory.address(), memory.len());
-        let (sender, receiver) = std::sync::mpsc::channel();
-        let reader = {
-            let file = file.try_clone()?;
-            thread::spawn(move || {
-                // SAFETY: The mapping is there until the reader has been joined, or the process ends.
-                let done = unsafe { libc::read(file.as_raw_fd(), to as *mut libc::c_void, len) };
-                let _ = sender.send(done);
-            })
+        let fd = file.as_raw_fd();
+        let read = move || {
+            // SAFETY: The mapping and the file are there until this has returned, or the process ends.
+            unsafe { libc::read(fd, to as *mut libc::c_void, len) as i64 }
         };
-        let result = (|| {
-            wait_until(PATIENCE, "the reader faults", || {
-                let mut event =
-                    libc::pollfd { fd: armed.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-                // SAFETY: `event` is one entry.
-                unsafe { libc::poll(&mut event, 1, 0) == 1 }
-            })?;
+        let done = while_stuck(&memory, read, || {
             // The VM goes, others come and go, their files can be read, and the module says that it is in use.
             drop(setup);
             all_gone()?;
@@ -172,18 +159,98 @@ fn stuck_reader(modules: &Modules) -> CaseResult {
             check!(!whole(&other)?.is_empty(), "{name} of another VM of {module}");
             drop((other, setup));
             all_gone()?;
-            check_in_use(modules, module, name)?;
-            check!(receiver.try_recv().is_err(), "the reader of {name} of {module} was not stuck");
-            Ok(())
-        })();
-        // What waits for the memory goes on now.
-        drop(armed);
-        let done = receiver.recv_timeout(PATIENCE)?;
-        reader.join().map_err(|_| "the reader panicked")?;
-        result?;
+            check_in_use(modules, module, name)
+        });
+        let done = match done? {
+            Stuck::Went(done) => done,
+            Stuck::Never(why) => return Ok(Verdict::Skip(why)),
+        };
         check!(done > 0, "the reader of {name} of {module} got {done}");
     }
     Ok(Verdict::Pass)
+}
+
+/// How it went.
+enum Stuck {
+    /// What came of it when the memory was there.
+    Went(i64),
+    /// Nobody can be stuck here, and why.
+    Never(String),
+}
+
+/// Does `act` on a thread, which touches `memory`, armed with userfaultfd, and does `meanwhile` while it waits for that;
+/// then lets it go on.
+fn while_stuck(
+    memory: &Mapping,
+    act: impl FnOnce() -> i64 + Send + 'static,
+    meanwhile: impl FnOnce() -> Result<()>,
+) -> Result<Stuck> {
+    let armed = match memory.arm_userfaultfd() {
+        Ok(armed) => armed,
+        Err(error) => return Ok(Stuck::Never(format!("no userfaultfd here: {error}"))),
+    };
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let actor = thread::spawn(move || {
+        let _ = sender.send(act());
+    });
+    let result = (|| {
+        wait_until(PATIENCE, "the thread faults", || {
+            let mut event =
+                libc::pollfd { fd: armed.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            // SAFETY: `event` is one entry.
+            unsafe { libc::poll(&mut event, 1, 0) == 1 }
+        })?;
+        meanwhile()?;
+        check!(receiver.try_recv().is_err(), "the thread was not stuck");
+        Ok(())
+    })();
+    // What waits for the memory goes on now.
+    drop(armed);
+    let done = receiver.recv_timeout(PATIENCE)?;
+    actor.join().map_err(|_| "the thread panicked")?;
+    result.map(|()| Stuck::Went(done))
+}
+
+/// Lists a directory of sysfs into memory that nobody serves. Whoever wants to add something to sysfs, or to remove it, waits;
+/// as soon as there is one who does, so do all that look for anything in `/sys`. Therefore nothing here does meanwhile.
+fn stuck_listing(_modules: &Modules) -> CaseResult {
+    /// What the first two entries take, which are listed before sysfs is locked.
+    const DOTS: usize = 48;
+    let memory = Mapping::new(Backing::Anonymous, 2 * PAGE)?;
+    memory.fill(0, PAGE, pattern);
+    let to = memory.address() as usize + PAGE - DOTS;
+    let sysfs = File::open("/sys/kernel")?;
+    let fd = sysfs.as_raw_fd();
+    let list = move || {
+        // SAFETY: The mapping and the directory are there until this has returned, or the process ends.
+        unsafe { libc::syscall(libc::SYS_getdents64, fd, to, PAGE) }
+    };
+    let vms = (0..3)
+        .map(|_| {
+            let mut vm = Vm::new(VmConfig::default())?;
+            let mapping = Mapping::new(Backing::Anonymous, MIB)?;
+            let slot = vm.add_memory(PLACE, mapping)?;
+            Ok((vm, slot))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let done = while_stuck(&memory, list, || {
+        // They report for the first time, and are served, and go.
+        for (vm, slot) in vms {
+            let memory = vm.region(slot).mapping.clone();
+            let mut setup = Setup::with_slot(vm, memory, slot)?;
+            check_eq!(setup.report(PLACE, MIB as u64)?, 0, "status of a report");
+        }
+        Ok(())
+    });
+    let done = match done? {
+        Stuck::Went(done) => done,
+        Stuck::Never(why) => return Ok(Verdict::Skip(why)),
+    };
+    check!(done > DOTS as i64, "the listing gave {done}");
+    all_gone()?;
+    let setup = Setup::anonymous(MIB)?;
+    control(&directory("ksm_bridge")?)?;
+    setup.finish()
 }
 
 /// Reads all there is of this process; notes in `seen` what could be read.
