@@ -40,6 +40,15 @@ impl Error {
     pub const fn to_rax(self) -> i64 {
         -(self as u16 as i64)
     }
+
+    /// Why the host declines what it may execute at another time.
+    const TRANSIENT: [Self; 4] = [Self::Busy, Self::NoMemory, Self::Operation, Self::Gone];
+
+    /// Whether what a hypercall returned in RAX says that the host may do it at another time.
+    #[inline]
+    pub fn is_transient(rax: i64) -> bool {
+        Self::TRANSIENT.iter().any(|error| error.to_rax() == rax)
+    }
 }
 
 /// The outcome of an executed entry, as it stands in the entry's status word.
@@ -54,6 +63,12 @@ impl Status {
     #[inline]
     pub const fn is_ok(self) -> bool {
         self.0 == 0
+    }
+
+    /// Whether the entry was declined for now: the host may execute it at another time.
+    #[inline]
+    pub fn is_transient(self) -> bool {
+        Error::is_transient(self.0.into())
     }
 }
 
@@ -84,5 +99,16 @@ mod tests {
         assert_eq!(Status::from(Error::Gone), Status(-1111));
         assert!(!Status::from(Err(Error::Busy)).is_ok());
         assert!(Status::from(Ok(())).is_ok());
+    }
+
+    #[test]
+    fn what_is_declined_for_now_is_known_on_both_paths() {
+        for error in [Error::Busy, Error::NoMemory, Error::Operation, Error::Gone] {
+            assert!(Error::is_transient(error.to_rax()) && Status::from(error).is_transient());
+        }
+        for error in [Error::Refused, Error::Argument, Error::NoRing, Error::Again] {
+            assert!(!Error::is_transient(error.to_rax()) && !Status::from(error).is_transient());
+        }
+        assert!(!Status::OK.is_transient());
     }
 }

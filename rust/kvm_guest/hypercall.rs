@@ -11,7 +11,7 @@ use kernel::{
     sync::atomic::{ordering::Relaxed, Atomic},
 };
 
-use crate::{reporting::PUT_OFF, CpuGuard};
+use crate::CpuGuard;
 
 /// What KVM answers to a hypercall it does not know (`-KVM_ENOSYS`).
 const UNKNOWN: i64 = -1000;
@@ -41,7 +41,7 @@ impl HostError {
 
     /// The host may do it at another time.
     pub fn is_put_off(self) -> bool {
-        self.is_absent() || PUT_OFF.into_iter().any(|reason| self.0 == reason.to_rax())
+        self.is_absent() || CallError::is_transient(self.0)
     }
 }
 

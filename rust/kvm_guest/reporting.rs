@@ -24,10 +24,6 @@ use crate::{cpu::sleep_us, hypercall, hypercall::HostError, LocalRing, Ring, FAU
 /// Microseconds between the questions to a host whose answers leave open what it works on.
 const LAST_RESORT_US: u32 = 100_000;
 
-/// Why the host declines what it may execute at another time.
-pub(crate) const PUT_OFF: [CallError; 4] =
-    [CallError::Busy, CallError::NoMemory, CallError::Operation, CallError::Gone];
-
 /// Who reports.
 pub trait Reporter: Send + Sync + 'static {
     /// Tells the host of the pages in `report`. May sleep.
@@ -216,8 +212,7 @@ impl Report<'_> {
             for i in 0..*count {
                 let status = ring.status(first.wrapping_add(i));
                 tally.declined += u32::from(!status.is_ok());
-                let put_off = PUT_OFF.into_iter().any(|reason| status == reason.into());
-                tally.put_off += u32::from(put_off);
+                tally.put_off += u32::from(status.is_transient());
                 tally.unknown += u32::from(status == CallError::Argument.into());
                 tally.wanted |= status == CallError::Again.into();
             }
