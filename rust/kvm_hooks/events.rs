@@ -6,7 +6,16 @@ use kernel::{prelude::*, str::CStr, sync::ArcBorrow};
 use kvm_vm::{Vcpu, Vm, VmKey};
 use rcu_table::Reader;
 
-use crate::{HypercallArgs, Killed};
+use crate::Killed;
+
+/// The registers of a DLH hypercall.
+#[derive(Clone, Copy, Debug)]
+pub struct HypercallArgs {
+    /// RBX: the function.
+    pub function: u64,
+    /// RCX, RDX, RSI.
+    pub arg: [u64; 3],
+}
 
 /// The receiver of everything the hooks see.
 pub trait Events: Send + Sync + Sized + 'static {

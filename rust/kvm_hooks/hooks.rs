@@ -26,16 +26,7 @@ use kernel::{
 };
 use kvm_vm::{Vcpu, Vm};
 
-use crate::{Events, Missing};
-
-/// The registers of a DLH hypercall.
-#[derive(Clone, Copy, Debug)]
-pub struct HypercallArgs {
-    /// RBX: the function.
-    pub function: u64,
-    /// RCX, RDX, RSI.
-    pub arg: [u64; 3],
-}
+use crate::events::{Events, HypercallArgs, Missing};
 
 /// What the entries below find when KVM calls them.
 struct Target<E> {

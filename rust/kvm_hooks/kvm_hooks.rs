@@ -17,10 +17,10 @@ mod wait;
 mod watch;
 
 pub use doorbell::{barrier as doorbell_barrier, Doorbell};
-pub use events::{Events, Missing};
+pub use events::{Events, HypercallArgs, Missing};
 pub use exit::{ExitProbes, Listening};
 pub use guest_event::GuestEvent;
-pub use hooks::{Hooks, HypercallArgs};
+pub use hooks::Hooks;
 pub use task_work::{wait_for_task_works, Deferred, TaskWork};
 pub use ticker::{kick, timer_tick, Tick, Ticker};
 pub use wait::{sleep_a_moment, wait_killable, wait_until, wake, Killed};
