@@ -43,15 +43,19 @@ pub struct Memslots<'a> {
     _context: NotThreadSafe,
 }
 
-impl<'a> Memslots<'a> {
+impl Vm {
+    /// Locks the memslots for reading (`kvm->srcu`). May sleep while it is held; whoever changes a
+    /// memslot waits for the guard to be dropped.
     #[inline]
-    pub(crate) fn lock(vm: &'a Vm) -> Self {
+    pub fn memslots(&self) -> Memslots<'_> {
         // SAFETY: The VM is allocated, so its srcu_struct is initialised.
-        let index = unsafe { bindings::dlh_kvm_read_lock(vm.as_ptr()) };
+        let index = unsafe { bindings::dlh_kvm_read_lock(self.as_ptr()) };
         // INVARIANT: Just locked.
-        Self { vm, index, _context: NotThreadSafe }
+        Memslots { vm: self, index, _context: NotThreadSafe }
     }
+}
 
+impl<'a> Memslots<'a> {
     /// The VM whose memslots these are.
     pub fn vm(&self) -> &'a Vm {
         self.vm

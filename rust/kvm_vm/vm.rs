@@ -11,8 +11,6 @@ use kernel::{
     types::Opaque,
 };
 
-use crate::Memslots;
-
 /// The identity of a VM: good for comparing and looking up, never for reaching it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VmKey(usize);
@@ -103,13 +101,6 @@ impl Vm {
             let slots = self.as_ptr().byte_add(SLOTS).cast::<*const u8>().read_volatile();
             slots.byte_add(GENERATION).cast::<u64>().read_volatile()
         }
-    }
-
-    /// Locks the memslots for reading (`kvm->srcu`). May sleep while it is held; whoever changes a
-    /// memslot waits for the guard to be dropped.
-    #[inline]
-    pub fn memslots(&self) -> Memslots<'_> {
-        Memslots::lock(self)
     }
 
     /// A counted reference, or `None` if the VM is already being destroyed. Any context.
