@@ -15,8 +15,7 @@ use kernel::error::code::EAGAIN;
 
 use crate::{
     mmap::Vma,
-    vma::{round_down, Step},
-    Verdict,
+    verdict::{round_down, Step, Verdict},
 };
 
 /// A place in the file behind a VMA.

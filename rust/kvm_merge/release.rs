@@ -6,58 +6,18 @@
 //! then finds zeroes, a write gets a zeroed page of its own. Of private anonymous memory a read maps the
 //! shared zero page: a merge into it, done when it is looked at.
 
-use dlh_abi::{Contents, Gfn, GfnRange};
-use kvm_vm::{Memslots, SlotError};
+use dlh_abi::{Gfn, GfnRange};
+use kvm_vm::Memslots;
 use kvm_worker::{Inside, Turn};
 
 use crate::{
     file::Hole,
-    vma::{self, Front, Step},
+    verdict::{Step, Terms, Verdict},
+    vma::{self, Front},
 };
 
 /// Pages released under one hold of the mmap lock and of the memslots: 32 MiB, unless a page is larger.
 const CHUNK_PAGES: u64 = 8192;
-
-/// What became of some guest pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Released: they read as zeroes now.
-    Merged,
-    /// Kept: no memslot, nothing mapped there, or not by the VMM.
-    NoMemslot,
-    /// Kept: the memslot is read-only.
-    ReadOnly,
-    /// Kept: the memslot is backed by guest_memfd.
-    Private,
-    /// Kept: neither anonymous memory, shmem nor hugetlbfs, or not readable and writable. Private memory over
-    /// a file of another kind is released where the guest does not rely on its contents.
-    Kind,
-    /// Kept: no ordinary pages.
-    PfnMap,
-    /// Kept: locked in memory.
-    Locked,
-    /// Kept: armed for userfaultfd.
-    Userfault,
-    /// Kept: pinned for DMA.
-    Pinned,
-    /// Kept: the rest of the huge page is in use, or was not reported together with them.
-    Partial,
-    /// Kept: a private mapping, and the file behind it has something there, which would be seen then; the guest
-    /// relies on not finding it.
-    File,
-    /// Kept: others had locks that are not waited for.
-    Busy,
-    /// Kept: of hugetlbfs, which the terms leave out.
-    Hugetlb,
-}
-
-impl Verdict {
-    /// Whether the pages were kept for what passes, so that it is worth while to report them again. Pins are no such
-    /// thing: those of a device model or of an io_uring stay as long as the VM.
-    pub fn is_passing(self) -> bool {
-        matches!(self, Self::Busy | Self::Userfault)
-    }
-}
 
 /// How often others' locks are still waited for, a millisecond each time, for all that is released at a time.
 pub struct Patience {
@@ -85,36 +45,6 @@ impl Patience {
 impl Default for Patience {
     fn default() -> Self {
         Self::new()
-    }
-}
-
-/// When the zero page is mapped into the VMM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// When somebody reads there.
-    Release,
-    /// At once, for private anonymous memory.
-    Share,
-}
-
-/// What to release, and how.
-#[derive(Clone, Copy, Debug)]
-pub struct Terms {
-    /// When the zero page is mapped.
-    pub mode: Mode,
-    /// Whether memory of hugetlbfs is released, too.
-    pub hugetlb: bool,
-    /// What the guest relies on finding there afterwards.
-    pub contents: Contents,
-}
-
-impl From<SlotError> for Verdict {
-    fn from(e: SlotError) -> Self {
-        match e {
-            SlotError::None => Self::NoMemslot,
-            SlotError::ReadOnly => Self::ReadOnly,
-            SlotError::Private => Self::Private,
-        }
     }
 }
 

@@ -10,15 +10,8 @@ use kvm_worker::Inside;
 use crate::{
     file::{Hole, Place},
     mmap::{Mmap, Vma},
-    Mode, Terms, Verdict,
+    verdict::{round_down, Mode, Step, Terms, Verdict},
 };
-
-/// What became of the pages at the front.
-pub(crate) struct Step {
-    /// How many, at least one.
-    pub(crate) pages: u64,
-    pub(crate) verdict: Verdict,
-}
 
 /// What is to be done about the pages at the front.
 pub(crate) enum Front {
@@ -28,12 +21,6 @@ pub(crate) enum Front {
     Hole(Hole),
     /// So many have to be tried again: the mmap lock cannot be had.
     Locked(u64),
-}
-
-/// The largest multiple of `size` that is not above `value`. (Not a division: what it panics with is more
-/// than objtool knows.)
-pub(crate) fn round_down(value: u64, size: u64) -> u64 {
-    value - value.checked_rem(size).unwrap_or(0)
 }
 
 fn step(pages: u64, verdict: Verdict) -> Front {
