@@ -3,10 +3,7 @@
 //! The beginning of a VM: KVM tells of it where nothing may sleep, so the queue is made a moment later, on
 //! the same thread, before KVM_CREATE_VM returns to the VMM.
 
-use kernel::{
-    prelude::*,
-    sync::{Arc, ArcBorrow},
-};
+use kernel::{prelude::*, sync::Arc};
 use kvm_hooks::{Deferred, TaskWork};
 use kvm_vm::{Vm, VmRef};
 
@@ -36,9 +33,9 @@ impl Births {
 
     /// Has the queue of `vm` made. Where more threads than there are places make VMs at the same moment, the
     /// VM's first contact makes it. On the VMM's thread; takes no lock, and allocates nothing.
-    pub(crate) fn announce(&self, host: ArcBorrow<'_, Host>, vm: &Vm) {
+    pub(crate) fn announce(&self, host: &Arc<Host>, vm: &Vm) {
         let noted = |birth: &Arc<Birth>| {
-            TaskWork::queue(birth.as_arc_borrow(), || Some((host.into(), vm.try_get()?)))
+            TaskWork::queue(birth.as_arc_borrow(), || Some((host.clone(), vm.try_get()?)))
         };
         // Those that are taken say no.
         let _ = self.0.iter().any(noted);

@@ -7,7 +7,7 @@ use kernel::{current, fmt, prelude::*, str::CString, sync::Arc};
 
 use kvm_vm::Vm;
 
-use crate::queue::VmQueue;
+use crate::ring::Queue;
 
 /// The module's directory.
 pub(crate) struct Directory {
@@ -23,15 +23,15 @@ pub(crate) struct VmDirectory {
 
 /// `stats`.
 struct Stats {
-    queue: Arc<VmQueue>,
+    queue: Arc<Queue>,
     vmm_pid: i32,
 }
 
 /// `rings`.
-struct Rings(Arc<VmQueue>);
+struct Rings(Arc<Queue>);
 
 /// `operations`.
-struct Operations(Arc<VmQueue>);
+struct Operations(Arc<Queue>);
 
 impl Directory {
     /// Makes it. Without debugfs nothing is shown, and nothing else changes. May sleep.
@@ -61,7 +61,7 @@ impl Directory {
     /// # Errors
     ///
     /// `ENOMEM`.
-    pub(crate) fn add(&self, queue: &Arc<VmQueue>) -> Result<VmDirectory> {
+    pub(crate) fn add(&self, queue: &Arc<Queue>) -> Result<VmDirectory> {
         let dir = self.dir.subdir(queue.name())?;
         let vmm_pid = current!().tgid();
         Ok(VmDirectory {

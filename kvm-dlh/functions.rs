@@ -14,9 +14,15 @@ use kernel::{
     },
 };
 use kvm_hooks::{HypercallArgs, Killed};
+use kvm_registry::Owner;
 use kvm_vm::Vcpu;
 
-use crate::{failure::Failure, host::Host, queue::VmQueue, ring::Ring, stats::Event};
+use crate::{
+    failure::Failure,
+    host::Host,
+    ring::{Queue, Ring},
+    stats::Event,
+};
 
 /// Carries out one hypercall; returns RAX. On the vCPU's thread; may sleep.
 ///
@@ -41,7 +47,7 @@ pub(crate) fn hypercall(host: &Arc<Host>, vcpu: &Vcpu, args: HypercallArgs) -> R
 
 fn dispatch(
     host: &Arc<Host>,
-    queue: &Arc<VmQueue>,
+    queue: &Arc<Queue>,
     vcpu: &Vcpu,
     HypercallArgs { function, arg }: HypercallArgs,
 ) -> Result<i64, Failure> {
@@ -94,7 +100,7 @@ fn ring_id(arg: u64) -> Result<u32, CallError> {
 
 fn set_up(
     host: &Arc<Host>,
-    queue: &Arc<VmQueue>,
+    queue: &Arc<Queue>,
     vcpu: &Vcpu,
     [gpa, entries, flags]: [u64; 3],
 ) -> Result<i64, Failure> {
@@ -109,10 +115,10 @@ fn set_up(
     // What is refused costs the caller nothing, not even the ring it has.
     Ring::check_memory(vcpu, gpa, size)?;
     queue.remove_ring(vcpu.index(), Some(vcpu))?;
-    let ring = Ring::set_up(queue, vcpu, gpa, size)?;
-    host.announce_ring(&ring).map_err(|_| CallError::NoMemory)?;
+    let ring = Ring::set_up(queue, host.tables(), vcpu, gpa, size)?;
+    host.tables().announce(&ring).map_err(|_| CallError::NoMemory)?;
     if queue.add_ring(ring.clone()).is_err() {
-        host.forget_ring(&ring);
+        ring.forget();
         return Err(CallError::NoMemory.into());
     }
     // Whoever closes all rings sets the flag first: it has seen this ring, or this sees the flag.

@@ -4,9 +4,14 @@
 //!
 //! One way through, one file a step:
 //!
-//! guest ring -> exit probe ([`host`]) -> ring ([`ring`]) -> VM queue ([`queue`]) -> operation
-//! (`kvm_registry`, [`trace`]), with statistics ([`stats`]) beside every step, shown by [`debug`].
-//! The other way in: hypercall ([`functions`]) -> [`inserted`] -> VM queue.
+//! guest ring -> exit probe -> ring ([`ring`]) -> VM queue ([`queue`]) -> operation (`kvm_registry`, [`trace`]),
+//! with statistics ([`stats`]) beside every step, shown by [`debug`].
+//! The other way in: hypercall ([`events`]) -> its function ([`functions`]) -> rings of the VM ([`rings`]), or a call
+//! inserted ([`insert`]) -> VM queue.
+//!
+//! Above them: which VMs there are ([`host`]), and the way in and out ([`running`]). No file uses one that comes before
+//! it: [`running`], [`events`], [`functions`] and [`birth`], [`host`], [`debug`], [`insert`] and [`rings`], [`ring`],
+//! [`queue`], [`inserted`] and [`trace`], and the rest.
 //!
 //! # Locking
 //!
@@ -18,27 +23,32 @@
 //! 4. `Ring::drain` (held while operations execute)
 //! 5. `Contexts::tables`
 //! 6. `Ring::state`
-//! 7. `Ring::late`, `Host::ticker`
-//! 8. spin locks: `Unfinished::counts`, `VmQueue::inserted`, `Ring::runner`, `Table::writers`, a doorbell's
+//! 7. `Ring::late`, `RingTables::ticker`, `Member::directory`
+//! 8. spin locks: `Unfinished::counts`, `Inserted::answers`, `Ring::runner`, `Table::writers`, a doorbell's
 
 use kernel::{fmt, prelude::*, time::Delta};
 
 mod birth;
 mod budget;
+mod caller;
 mod debug;
+mod events;
 mod failure;
 mod functions;
 mod host;
+mod insert;
 mod inserted;
 mod patience;
 mod queue;
 mod ring;
+mod rings;
+mod running;
 mod stats;
 mod trace;
 
 use budget::Budget;
-use host::Host;
 use params::{kvm_dlh, VERSION};
+use running::{Running, StartError};
 
 module! {
     type: KvmDlh,
@@ -49,7 +59,7 @@ module! {
 }
 
 struct KvmDlh {
-    host: host::Running,
+    running: Running,
 }
 
 impl kernel::Module for KvmDlh {
@@ -59,18 +69,18 @@ impl kernel::Module for KvmDlh {
             time: Delta::from_micros(kvm_dlh::budget_us().into()),
         };
         let defer_us = kvm_dlh::max_defer_us();
-        match Host::start(budget, Delta::from_micros(defer_us.into())) {
-            Ok(host) => {
+        match Running::start(budget, Delta::from_micros(defer_us.into())) {
+            Ok(running) => {
                 pr_info!(
                     "version {}: hypercalls of guests are deferred; a drain has {} entries or {} us; an entry waits {}\n",
                     VERSION,
                     budget.entries,
                     kvm_dlh::budget_us(),
-                    Waits { defer_us, watched: host.watches() }
+                    Waits { defer_us, watched: running.watches() }
                 );
-                Ok(Self { host })
+                Ok(Self { running })
             }
-            Err(host::StartError::Missing(missing)) => {
+            Err(StartError::Missing(missing)) => {
                 let what = match missing.error {
                     ENOENT => "is missing",
                     EBUSY => "is owned by another tracer or live patch",
@@ -79,7 +89,7 @@ impl kernel::Module for KvmDlh {
                 pr_err!("this kernel's KVM cannot be extended: {} {}\n", missing.name, what);
                 Err(missing.error)
             }
-            Err(host::StartError::Other { what, error }) => {
+            Err(StartError::Other { what, error }) => {
                 pr_err!("cannot start, no {}: {:?}\n", what, error);
                 Err(error)
             }
@@ -106,6 +116,6 @@ impl fmt::Display for Waits {
 
 impl Drop for KvmDlh {
     fn drop(&mut self) {
-        self.host.stop();
+        self.running.stop();
     }
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! One ring: looked at after an exit, drained ([`drain`]) on the vCPU thread, its calls finished
+//! One ring: found at an exit ([`exits`]), looked at, drained ([`drain`]) on the vCPU thread, its calls finished
 //! ([`finish`]) wherever they are worked on.
 
 use dlh_abi::{header, Broken, Consumer, Error as CallError, Gpa, RingSize};
@@ -18,25 +18,27 @@ use kvm_vm::{Absent, Place, Vcpu, VcpuKey, VcpuRef, Vm};
 use rcu_table::{impl_linked, Link, Reader};
 
 mod drain;
+mod exits;
 mod finish;
 mod state;
 mod unfinished;
 
-use crate::{
-    failure::Failure,
-    host::{Host, BY_TASK, BY_VCPU},
-    patience::with_window,
-    queue::VmQueue,
-    stats::Event,
-};
+use crate::{failure::Failure, patience::with_window, queue::VmQueue, stats::Event};
+use exits::{BY_TASK, BY_VCPU};
 use finish::Late;
 use state::State;
 use unfinished::Unfinished;
 
+pub(crate) use exits::RingTables;
+
+/// The queue of a VM with its rings.
+pub(crate) type Queue = VmQueue<Ring>;
+
 /// A ring in guest memory.
 #[pin_data]
 pub(crate) struct Ring {
-    queue: Arc<VmQueue>,
+    queue: Arc<Queue>,
+    tables: Arc<RingTables>,
     id: u32,
     vcpu: VcpuKey,
     /// The number that the VMM gave that vCPU.
@@ -69,7 +71,7 @@ pub(crate) struct Ring {
     runner: SpinLock<Option<ARef<Task>>>,
     /// What the last tick found waiting: the position of the first entry, and for how many ticks.
     waiting: AtomicU64,
-    _listening: Listening<Host>,
+    _listening: Listening<RingTables>,
     by_vcpu: Link<Ring>,
     by_task: Link<Ring>,
 }
@@ -141,7 +143,8 @@ impl Ring {
     /// Makes the ring at `gpa` for `vcpu`, and writes the host's part of its header. On the vCPU's
     /// thread; may sleep.
     pub(crate) fn set_up(
-        queue: &Arc<VmQueue>,
+        queue: &Arc<Queue>,
+        tables: &Arc<RingTables>,
         vcpu: &Vcpu,
         gpa: Gpa,
         size: RingSize,
@@ -153,12 +156,13 @@ impl Ring {
         };
         let start = with_window(vcpu, gpa, size.bytes(), |window| window.read_u32(header::TAIL))?;
         let watch = Watch::new(vcpu.vm(), known.hva(), start).map_err(no_memory)?;
-        let listening = queue.host().listen().map_err(no_memory)?;
+        let listening = tables.listen().map_err(no_memory)?;
         let state = State::new(Consumer::new(size, random_cookie(), start)).map_err(no_memory)?;
         let known = &known;
         let ring = Arc::pin_init(
             pin_init!(Self {
                 queue: queue.clone(),
+                tables: tables.clone(),
                 id: vcpu.index(),
                 vcpu_id: vcpu.id(),
                 vcpu: vcpu.key(),
@@ -198,7 +202,7 @@ impl Ring {
     }
 
     /// The VM's queue.
-    pub(crate) fn queue(&self) -> &Arc<VmQueue> {
+    pub(crate) fn queue(&self) -> &Arc<Queue> {
         &self.queue
     }
 
@@ -211,7 +215,7 @@ impl Ring {
 
     /// Exit path: queues the drain if there is anything to look at. Interrupts off.
     #[inline]
-    pub(crate) fn exited(this: ArcBorrow<'_, Self>, vcpu: &Vcpu, reader: Reader<'_>) {
+    fn exited(this: ArcBorrow<'_, Self>, vcpu: &Vcpu, reader: Reader<'_>) {
         if !this.watch.is_quiet(vcpu.vm(), reader) && this.is_live() {
             TaskWork::queue(this, || vcpu.try_get());
         }
@@ -219,7 +223,7 @@ impl Ring {
 
     /// KVM_RUN returns to the VMM: whatever is unfinished must end before the VMM has a say. Must not
     /// sleep.
-    pub(crate) fn left(this: ArcBorrow<'_, Self>) {
+    fn left(this: ArcBorrow<'_, Self>) {
         if !this.unfinished.is_none() {
             // The task may be another one that got the address of one that has ended.
             TaskWork::queue(this, || this.unfinished.held(|vcpu| vcpu.vm().is_current()));
@@ -227,7 +231,7 @@ impl Ring {
     }
 
     /// Has the vCPU exit if what was new at the last tick has not been looked at. A kernel thread.
-    pub(crate) fn tick(&self, reader: Reader<'_>) {
+    fn tick(&self, reader: Reader<'_>) {
         if self.watch.news(reader).is_none() || !self.is_live() {
             self.waiting.store(NOTHING, Ordering::Relaxed);
             return;
@@ -305,9 +309,8 @@ impl Ring {
     fn move_to(self: &Arc<Self>, task: usize) {
         // Nothing is entered into the table once the ring is closed: see `close()`.
         let drain = self.drain.lock();
-        let host = self.queue.host();
-        host.unfollow(self);
-        let known = self.is_live() && host.follow(self, task).is_ok();
+        self.tables.unfollow(self);
+        let known = self.is_live() && self.tables.follow(self, task).is_ok();
         let runner = known.then(|| ARef::from(&**current!()));
         self.task.store(if known { task } else { 0 }, Ordering::Relaxed);
         let former = core::mem::replace(&mut *self.runner.lock(), runner);
@@ -352,6 +355,11 @@ impl Ring {
     pub(crate) fn close(&self, killable: bool) -> Result<(), Killed> {
         self.abandon();
         self.settle_detached(killable)
+    }
+
+    /// Nothing leads to it any more; it is closed. May sleep.
+    pub(crate) fn forget(&self) {
+        self.tables.forget(self);
     }
 
     /// Its state in one line.

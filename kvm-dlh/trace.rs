@@ -5,7 +5,7 @@
 use kernel::current;
 use kvm_hooks::GuestEvent;
 
-use crate::queue::Caller;
+use crate::caller::Caller;
 
 /// Emits what a TRACE call of VM number `serial` says. Does not sleep.
 pub(crate) fn emit(serial: u64, caller: &Caller<'_>, payload: [u64; 2]) {

@@ -13,11 +13,11 @@ use kvm_hooks::{inline_atomic::Ordering, may_go_on, Killed};
 use kvm_registry::{Calls, Outcome};
 use kvm_vm::{Absent, GuestWindow, Memslots, Place, Presence, Vcpu};
 
-use super::{finish::Late, state::State, Detached, Ring, Stopped};
+use super::{finish::Late, state::State, Detached, Queue, Ring, Stopped};
 use crate::{
     budget::{Budget, Clock},
+    caller::Caller,
     patience::{GivenUp, Patience},
-    queue::{Caller, VmQueue},
     stats::Event,
 };
 
@@ -53,7 +53,7 @@ impl Ring {
     /// between. What becomes visible meanwhile may be left. Returns the position before which everything is
     /// taken, if the ring is still live. On a thread of the VMM; may sleep.
     pub(super) fn drain_all(&self, vcpu: &Vcpu) -> Result<u32, Killed> {
-        let budget = self.queue.host().budget();
+        let budget = self.queue.budget();
         let mut goal = None;
         let mut patience = Patience::new();
         loop {
@@ -80,7 +80,7 @@ impl Ring {
     /// Takes and executes what is visible, up to the budget, as far as memory is there: what is not is asked
     /// for, and left to the next exit. On a thread of the VMM; may sleep.
     pub(super) fn drain(&self, vcpu: &Vcpu) -> Drained {
-        match self.drain_once(vcpu, self.queue.host().budget(), None) {
+        match self.drain_once(vcpu, self.queue.budget(), None) {
             Drained::Absent(absent) => self.drain_absent(vcpu, absent),
             drained => drained,
         }
@@ -96,7 +96,7 @@ impl Ring {
                 Presence::NotYet => return Drained::Absent(absent),
                 Presence::Never => break,
             }
-            match self.drain_once(vcpu, self.queue.host().budget(), None) {
+            match self.drain_once(vcpu, self.queue.budget(), None) {
                 Drained::Absent(other) => absent = other,
                 drained => return drained,
             }
@@ -284,7 +284,7 @@ impl Ring {
 struct Operations<'a> {
     ring: &'a Ring,
     /// The way, once it has been entered.
-    calls: Option<Calls<'a, VmQueue>>,
+    calls: Option<Calls<'a, Queue>>,
     /// How many entries may still be handed over; `None` if the VM is being destroyed. They are counted as
     /// outstanding already.
     begun: Option<u32>,

@@ -8,7 +8,10 @@ use kvm_hooks::{inline_atomic::Ordering, Killed};
 use kvm_vm::{Absent, Vcpu};
 
 use super::{state::State, Detached, Ring, Stopped};
-use crate::patience::{GivenUp, Patience};
+use crate::{
+    patience::{GivenUp, Patience},
+    queue::Completes,
+};
 
 /// A call that was completed where its end could not be shown to the guest.
 #[derive(Clone, Copy)]
@@ -18,10 +21,10 @@ pub(super) struct Late {
     pub(super) status: Status,
 }
 
-impl Ring {
+impl Completes for Ring {
     /// Pending entries are finished. Where the guest's memory can be reached this is shown at once; otherwise
     /// by the next drain, or whoever waits. May sleep, but not for the VMM.
-    pub(crate) fn complete_all(
+    fn complete_all(
         &self,
         op: Operation,
         mut positions: impl Iterator<Item = u32>,
@@ -48,7 +51,9 @@ impl Ring {
             drop(held);
         }
     }
+}
 
+impl Ring {
     /// Ends the first of some entries, which were executed, for as long as the guest sees nothing of that yet: one
     /// before them is pending still. Returns the one that it would see.
     fn end_unseen(&self, op: Operation, positions: &mut impl Iterator<Item = u32>) -> Option<u32> {

@@ -17,7 +17,7 @@ pub struct HypercallArgs {
     pub arg: [u64; 3],
 }
 
-/// The receiver of everything the hooks see.
+/// Who hears of hypercalls, and of the beginning and the end of VMs.
 pub trait Events: Send + Sync + Sized + 'static {
     /// A DLH hypercall at CPL 0. Returns what the guest finds in RAX.
     ///
@@ -35,6 +35,23 @@ pub trait Events: Send + Sync + Sized + 'static {
         call: HypercallArgs,
     ) -> Result<i64, Killed>;
 
+    /// KVM has made this VM; from here on it ends by its reference count.
+    ///
+    /// # Context
+    ///
+    /// On the VMM's thread, inside ftrace: must not sleep; spin locks may be taken, task work queued.
+    fn created(this: ArcBorrow<'_, Self>, vm: &Vm);
+
+    /// KVM is destroying this VM: its key may be reused once this has returned.
+    ///
+    /// # Context
+    ///
+    /// Inside ftrace: must not sleep; spin locks may be taken.
+    fn destroyed(&self, vm: VmKey);
+}
+
+/// Who hears of exits.
+pub trait Exits: Send + Sync + Sized + 'static {
     /// The guest of this vCPU has just exited.
     ///
     /// # Context
@@ -49,20 +66,6 @@ pub trait Events: Send + Sync + Sized + 'static {
     ///
     /// On the vCPU's thread; spin locks may be taken; must not sleep. Reported for every vCPU's return.
     fn left(&self);
-
-    /// KVM has made this VM; from here on it ends by its reference count.
-    ///
-    /// # Context
-    ///
-    /// On the VMM's thread, inside ftrace: must not sleep; spin locks may be taken, task work queued.
-    fn created(this: ArcBorrow<'_, Self>, vm: &Vm);
-
-    /// KVM is destroying this VM: its key may be reused once this has returned.
-    ///
-    /// # Context
-    ///
-    /// Inside ftrace: must not sleep; spin locks may be taken.
-    fn destroyed(&self, vm: VmKey);
 }
 
 /// A hook that could not be made.

@@ -10,12 +10,12 @@ use kvm_vm::Vcpu;
 use own_work::{Linger, OwnQueue};
 use rcu_table::Reader;
 
-use crate::{Events, Missing};
+use crate::events::{Exits, Missing};
 
 /// The two probes, for one kind of receiver; attached while somebody listens and a minute longer, so that
 /// they cost nothing where nobody does.
 #[pin_data]
-pub struct ExitProbes<E: Events> {
+pub struct ExitProbes<E: Exits> {
     left: Tracepoint,
     #[pin]
     attached: Linger<Attached<E>>,
@@ -35,12 +35,12 @@ unsafe impl Sync for Tracepoint {}
 /// # Invariants
 ///
 /// Both probes are attached with `events` as their data.
-struct Attached<E: Events> {
+struct Attached<E: Exits> {
     left: Tracepoint,
     events: Arc<E>,
 }
 
-impl<E: Events> Attached<E> {
+impl<E: Exits> Attached<E> {
     fn new(left: Tracepoint, events: Arc<E>) -> Result<Self> {
         let data = Arc::as_ptr(&events).cast_mut().cast::<c_void>();
         // SAFETY: The probe takes what `data` is, and the `Arc` stored below keeps it alive.
@@ -62,7 +62,7 @@ impl<E: Events> Attached<E> {
     }
 }
 
-impl<E: Events> Drop for Attached<E> {
+impl<E: Exits> Drop for Attached<E> {
     fn drop(&mut self) {
         let data = Arc::as_ptr(&self.events).cast_mut().cast::<c_void>();
         // SAFETY: By the type invariant both are attached with this data; may sleep here. When this
@@ -75,7 +75,7 @@ impl<E: Events> Drop for Attached<E> {
     }
 }
 
-impl<E: Events> ExitProbes<E> {
+impl<E: Exits> ExitProbes<E> {
     /// Finds the tracepoints. The probes are detached on `works`. May sleep.
     ///
     /// # Errors
@@ -109,11 +109,11 @@ impl<E: Events> ExitProbes<E> {
 /// # Invariants
 ///
 /// Counted among the users of `probes`.
-pub struct Listening<E: Events> {
+pub struct Listening<E: Exits> {
     probes: Arc<ExitProbes<E>>,
 }
 
-impl<E: Events> Drop for Listening<E> {
+impl<E: Exits> Drop for Listening<E> {
     fn drop(&mut self) {
         self.probes.attached.leave();
     }
@@ -124,7 +124,7 @@ impl<E: Events> Drop for Listening<E> {
 /// # Safety
 ///
 /// `data` is what it was attached with; `vcpu` has just exited on this thread.
-unsafe extern "C" fn exit_probe<E: Events>(
+unsafe extern "C" fn exit_probe<E: Exits>(
     data: *mut c_void,
     vcpu: *mut bindings::kvm_vcpu,
     _isa: u32,
@@ -142,7 +142,7 @@ unsafe extern "C" fn exit_probe<E: Events>(
 /// # Safety
 ///
 /// `data` is what it was attached with.
-unsafe extern "C" fn left_probe<E: Events>(data: *mut c_void, _reason: u32, _error: i32) {
+unsafe extern "C" fn left_probe<E: Exits>(data: *mut c_void, _reason: u32, _error: i32) {
     // SAFETY: As in `exit_probe`.
     unsafe { &*data.cast::<E>() }.left();
 }

@@ -17,7 +17,7 @@ mod wait;
 mod watch;
 
 pub use doorbell::{barrier as doorbell_barrier, Doorbell};
-pub use events::{Events, HypercallArgs, Missing};
+pub use events::{Events, Exits, HypercallArgs, Missing};
 pub use exit::{ExitProbes, Listening};
 pub use guest_event::GuestEvent;
 pub use hooks::Hooks;
