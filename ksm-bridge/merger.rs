@@ -214,14 +214,14 @@ impl Merger {
     /// all. On the worker.
     fn choose(
         &self,
-        vm: &Vm,
+        slots: &Memslots<'_>,
         taken: &mut [Request],
         pages: u64,
         runs: &mut KVec<GfnRange>,
     ) -> Contents {
-        let slots = vm.memslots();
         self.stats.reported(taken.len() as u64, pages);
-        let mut check = Check { slots: &slots, assigned: vm.has_assigned_devices(), last: None };
+        let assigned = slots.vm().has_assigned_devices();
+        let mut check = Check { slots, assigned, last: None };
         let mut contents = Contents::Any;
         for request in taken {
             if request.contents == Contents::Zeroes {
@@ -238,12 +238,11 @@ impl Merger {
     }
 
     /// Notes in the map that `runs` are free. On the worker; may sleep.
-    fn note(&self, vm: &Vm, runs: &[GfnRange]) {
-        let slots = vm.memslots();
-        self.map.forget_deleted(&slots);
+    fn note(&self, slots: &Memslots<'_>, runs: &[GfnRange]) {
+        self.map.forget_deleted(slots);
         for frames in runs {
             // Without memory for it the pages are merged all the same, and the map does not know.
-            let _ = self.map.reported(&slots, *frames);
+            let _ = self.map.reported(slots, *frames);
         }
     }
 
@@ -389,9 +388,13 @@ impl Job for Merger {
             (core::mem::take(&mut waiting.pages), waiting.vm.take())
         };
         let Some(vm) = vm else { return };
-        let contents = self.choose(&vm, taken.all(), pages, runs);
-        let kept = if runs.len() > 1 { coalesce(runs) } else { runs.len() };
-        self.note(&vm, &runs[..kept]);
+        let (contents, kept) = {
+            let slots = vm.memslots();
+            let contents = self.choose(&slots, taken.all(), pages, runs);
+            let kept = if runs.len() > 1 { coalesce(runs) } else { runs.len() };
+            self.note(&slots, &runs[..kept]);
+            (contents, kept)
+        };
         let with = With { turn: &mut *turn, vm: &vm, contents };
         if !self.release(with, taken.all(), &runs[..kept]) {
             // Some of it is as it was. The guest is to report all of it again.

@@ -2,7 +2,7 @@
 
 //! What a call of [`Operation::FREE_PAGES`] says: which pages are free, or a question.
 
-use crate::{Call, Error, GfnRange, Gpa, Operation};
+use crate::{Call, Error, GfnRange, Gpa, Operation, PAGE_SIZE};
 
 /// In the second argument: [`Contents::Any`] (`KVM_DLH_FREE_ANY`).
 pub const FREE_ANY: u64 = 1 << 0;
@@ -35,15 +35,15 @@ impl FreePages {
     /// [`Error::Argument`]: nothing that this version knows.
     #[inline]
     pub fn parse([first, second]: [u64; 2]) -> Result<Self, Error> {
-        match (first, second) {
-            (0, FREE_ASK) => Ok(Self::Question),
-            (gpa, bytes) if bytes & FREE_ANY != 0 => {
-                GfnRange::from_bytes(Gpa(gpa), bytes & !FREE_ANY)
-                    .map(|frames| Self::Pages(frames, Contents::Any))
-            }
-            (gpa, bytes) => GfnRange::from_bytes(Gpa(gpa), bytes)
-                .map(|frames| Self::Pages(frames, Contents::Zeroes)),
-        }
+        // The length is a number of pages, so the bits below that are free for flags.
+        let (bytes, flags) = (second & !(PAGE_SIZE - 1), second & (PAGE_SIZE - 1));
+        let contents = match flags {
+            0 => Contents::Zeroes,
+            FREE_ANY => Contents::Any,
+            FREE_ASK if first == 0 && bytes == 0 => return Ok(Self::Question),
+            _ => return Err(Error::Argument),
+        };
+        GfnRange::from_bytes(Gpa(first), bytes).map(|frames| Self::Pages(frames, contents))
     }
 
     /// The call that says it.
