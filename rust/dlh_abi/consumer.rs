@@ -126,20 +126,23 @@ impl Consumer {
     }
 
     /// Takes the leading NOPs of `copies`, which are copies of the next entries, and returns how many. They
-    /// are executed by that. The one after them has another operation, flags, or another tag.
+    /// are executed by that. The one after them has another operation, flags, or another tag; or its position is 0,
+    /// which no [`Consumer::next_run`] comes to in the middle: the ring ends before it.
     #[inline]
     pub fn take_nops(&mut self, copies: &[RawEntry]) -> u32 {
-        let begin = self.collected;
-        let mut position = begin;
+        let begin = self.cookie.tag(self.collected);
+        // Tags follow each other up to the last position.
+        let mut tag = begin;
         for raw in copies {
-            if raw.tag != self.cookie.tag(position) || !raw.is_plain_nop() {
+            if raw.tag != tag || !raw.is_plain_nop() {
                 break;
             }
-            position = position.wrapping_add(1);
+            tag = tag.wrapping_add(1);
         }
+        let taken = tag.wrapping_sub(begin) as u32;
         // INVARIANT: the caller hands in no more than `visible()` entries.
-        self.collected = position;
-        position.wrapping_sub(begin)
+        self.collected = self.collected.wrapping_add(taken);
+        taken
     }
 
     /// Every entry taken so far has been executed, or is pending: `done` may come to it.
