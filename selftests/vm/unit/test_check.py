@@ -119,14 +119,34 @@ class TestCheck(unittest.TestCase):
         self.assertIn("warning", said[0])
         self.assertIn(option("CONFIG_CC_VERSION_TEXT"), said[0])
 
+    def test_programs_of_the_folder_that_do_not_run_here(self) -> None:
+        says = {
+            "echo '  libelf.so.1 => not found'": "finds no libelf.so.1; in Debian libelf-dev",
+            """echo "$1: /lib/libc.so.6: version 'GLIBC_2.99' not found (required by $1)" >&2""": "version 'GLIBC_2.99' not found",
+        }
+        for script, words in says.items():
+            with self.subTest(words):
+                self.directory = Path(tempfile.mkdtemp(dir=self.directory))
+                status, said = self.run_check(self.path(ldd=script))
+                self.assertEqual(status, 1)
+                self.assertIn("scripts/mod/modpost", said[0])
+                for line in said:
+                    self.assertIn(words, line)
+
+    def test_how_it_is_used(self) -> None:
+        for arguments, status in (([], 1), (["--help"], 0)):
+            run = subprocess.run([CHECK, *arguments], capture_output=True, text=True, check=False)
+            self.assertEqual(run.returncode, status)
+            self.assertIn("usage: configs/check KDIR", run.stdout + run.stderr)
+
     def test_all_that_is_wrong_at_once(self) -> None:
         kdir = self.directory / "build"
         kdir.mkdir()
         config = (Path(KDIR) / ".config").read_text()
-        (kdir / ".config").write_text(config.replace("CONFIG_VHOST_TASK=y", "").replace("CONFIG_KVM_GUEST=y", ""))
+        (kdir / ".config").write_text(config.replace("CONFIG_MMU_NOTIFIER=y", "").replace("CONFIG_KVM_GUEST=y", ""))
         status, said = self.run_check(self.path("bindgen", rustc="echo rustc 1"), kdir=str(kdir))
         self.assertEqual(status, 1)
-        for words in ("CONFIG_VHOST_TASK", "CONFIG_KVM_GUEST", "no Rust metadata", "rustc 1'", "no bindgen", "modpost"):
+        for words in ("CONFIG_MMU_NOTIFIER", "CONFIG_KVM_GUEST", "no Rust metadata", "rustc 1'", "no bindgen", "modpost"):
             self.assertEqual(sum(words in line for line in said), 1, (words, said))
 
     def test_make_stops_there(self) -> None:
