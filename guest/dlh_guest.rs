@@ -84,7 +84,7 @@ impl kernel::Module for DlhGuest {
             .and_then(|again| Rounds::start(again, again::PERIOD_MS))
             .inspect_err(without("memory for reporting once more"))?;
         pr_info!(
-            "version {}: reporting free blocks of order {}, {} at a time, through {} rings of {} entries{}\n",
+            "version {}: reporting free blocks of order {}, {} at a time, through {} ring(s) of {} entries{}\n",
             VERSION,
             reporting.order(),
             batch,

@@ -108,8 +108,8 @@ impl fmt::Display for Waits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.defer_us, self.watched) {
             (0, _) => f.write_str("for its vCPU to exit"),
-            (us, true) => write!(f, "{us} us at most, by a thread that looks"),
-            (us, false) => write!(f, "{us} us at most, by the host's tick"),
+            (us, true) => write!(f, "{us} us at most (the thread kvm_dlh sees to it)"),
+            (us, false) => write!(f, "{us} us at most (the host's timer tick sees to it)"),
         }
     }
 }

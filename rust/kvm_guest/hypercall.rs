@@ -47,7 +47,8 @@ impl HostError {
 
 impl fmt::Display for HostError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
+        fmt::Display::fmt(&self.0, f)?;
+        f.write_str(if self.is_absent() { " (it has no kvm_dlh)" } else { "" })
     }
 }
 

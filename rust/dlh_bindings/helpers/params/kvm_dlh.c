@@ -9,6 +9,6 @@
 MODULE_VERSION(DLH_VERSION);
 
 DLH_PARAM(uint, budget_entries, 1, 65536, 512, "Entries executed at most before a vCPU may go on");
-DLH_PARAM(uint, budget_us, 1, 1000000, 50, "Microseconds spent on them at most, but for the last one");
+DLH_PARAM(uint, budget_us, 1, 1000000, 50, "Microseconds that executing entries takes at most before a vCPU may go on; the last one is not cut short");
 DLH_PARAM_ALSO(uint, max_defer_us, 100, 1000000, 0, "for ever", 10000,
 	       "Microseconds that an entry waits at most for its vCPU to exit by itself");
