@@ -7,7 +7,6 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use dlh_abi::Function;
 
@@ -16,7 +15,8 @@ use super::reporting::{pattern, with_bridge, Entry, Setup, MIB, PAGE_BYTES, PLAC
 use crate::ktap::{check, check_eq, failed, Case, CaseResult, Result, Verdict};
 use crate::memory::{Backing, Mapping, HUGE_PAGE, PAGE};
 use crate::ring::NOP;
-use crate::thread::wait_until;
+use crate::stats::NoDebugfs;
+use crate::thread::{wait_until, PATIENCE};
 use crate::vcpu::Exit;
 
 const GIB: usize = 1 << 30;
@@ -26,6 +26,7 @@ pub(super) fn cases() -> Vec<Case> {
         ("private anonymous memory is given up", || plain(Backing::Anonymous)),
         ("shared memory is given up", || plain(Backing::SharedMemfd)),
         ("preallocated memory of one node comes back from there", node),
+        ("a ring whose memory is looked after by NUMA balancing", balanced),
         ("khugepaged, with its defaults, after reports of single pages", khugepaged),
         ("memory that is locked as it comes is left alone", locked_on_fault),
         ("a guest of 256 GiB that are mostly not there", sparse),
@@ -104,6 +105,61 @@ fn node() -> CaseResult {
     Ok(Verdict::Pass)
 }
 
+/// How many page faults NUMA balancing has made.
+fn hint_faults() -> Result<u64> {
+    let counters = fs::read_to_string("/proc/vmstat")?;
+    let found = counters.lines().find_map(|line| line.strip_prefix("numa_hint_faults "));
+    Ok(found.ok_or("no numa_hint_faults in /proc/vmstat")?.parse()?)
+}
+
+/// NUMA balancing takes the access to pages away, all the time here, to see who misses it.
+fn balanced() -> CaseResult {
+    const SWITCH: &str = "/proc/sys/kernel/numa_balancing";
+    const PACE: &str = "/sys/kernel/debug/sched/numa_balancing";
+    const ENOUGH: u64 = 500;
+    if last_node()?.is_none() {
+        return Ok(Verdict::Skip("the host has one node".into()));
+    }
+    if !Path::new(PACE).exists() {
+        return Err(NoDebugfs.into());
+    }
+    let files = [SWITCH.to_owned()].into_iter().chain(
+        ["scan_delay_ms", "scan_period_min_ms", "scan_period_max_ms"]
+            .map(|f| format!("{PACE}/{f}")),
+    );
+    let mut usual = Vec::new();
+    for file in files {
+        usual.push((fs::read_to_string(&file)?, file.clone()));
+        fs::write(&file, "1")?;
+    }
+    let outcome = while_balanced(ENOUGH);
+    for (value, file) in usual.into_iter().rev() {
+        fs::write(file, value)?;
+    }
+    outcome
+}
+
+fn while_balanced(enough: u64) -> CaseResult {
+    let mut setup = Setup::new(Mapping::new(Backing::Anonymous, 2 * MIB)?)?;
+    let before = hint_faults()?;
+    let mut laps = 0;
+    while hint_faults()? - before < enough {
+        setup.ring.push(&NOP, 3)?;
+        setup.vm.vcpus[0].exit(Exit::Pio)?;
+        let shown = || setup.ring.done() == setup.ring.tail();
+        check!(
+            shown(),
+            "after {laps} laps done is {}, not {}",
+            setup.ring.done(),
+            setup.ring.tail()
+        );
+        laps += 1;
+    }
+    println!("# {laps} laps, {enough} page faults");
+    check_given(&mut setup, MIB, MIB / 2)?;
+    check_ring(setup)
+}
+
 /// KiB of this process's memory that are in transparent huge pages.
 fn huge_kib() -> Result<u64> {
     let rollup = fs::read_to_string("/proc/self/smaps_rollup")?;
@@ -134,7 +190,7 @@ fn khugepaged() -> CaseResult {
     let usual = fs::read_to_string(&pause)?;
     fs::write(&pause, "20")?;
     let expected = before + len as u64 / 1024;
-    let done = wait_until(Duration::from_secs(150), "huge pages in place of small ones", || {
+    let done = wait_until(PATIENCE, "huge pages in place of small ones", || {
         huge_kib().is_ok_and(|now| now >= expected)
     });
     fs::write(&pause, usual)?;
@@ -218,6 +274,7 @@ fn lockdown() -> CaseResult {
     before.memory.fill(0, 4 * MIB, pattern);
     check_given(&mut before, 2 * MIB, MIB)?;
     check_ring(before)?;
+    processes::wait_known(std::process::id(), 0)?;
     let mut after = Setup::new(Mapping::new(Backing::SharedMemfd, 4 * MIB)?)?;
     check_given(&mut after, MIB, 2 * MIB)?;
     // Root's word is heard as ever.

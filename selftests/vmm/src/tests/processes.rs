@@ -47,7 +47,7 @@ fn directories(pid: u32) -> Result<Vec<PathBuf>> {
 }
 
 /// Waits until a process has as many VMs that the bridge knows.
-fn wait_known(pid: u32, count: usize) -> Result<()> {
+pub(super) fn wait_known(pid: u32, count: usize) -> Result<()> {
     wait_until(PATIENCE, &format!("{count} VMs of process {pid} are known"), || {
         directories(pid).is_ok_and(|found| found.len() == count)
     })
