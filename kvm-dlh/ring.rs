@@ -216,7 +216,9 @@ impl Ring {
     /// Exit path: queues the drain if there is anything to look at. Interrupts off.
     #[inline]
     fn exited(this: ArcBorrow<'_, Self>, vcpu: &Vcpu, reader: Reader<'_>) {
-        if !this.watch.is_quiet(vcpu.vm(), reader) && this.is_live() {
+        // On a thread that it does not follow yet nothing else would lead here when that returns to the VMM.
+        let quiet = this.watch.is_quiet(vcpu.vm(), reader) && this.is_followed();
+        if !quiet && this.is_live() {
             TaskWork::queue(this, || vcpu.try_get());
         }
     }
@@ -299,10 +301,15 @@ impl Ring {
     /// Has the return of this thread to the VMM lead here. May sleep.
     #[inline]
     pub(crate) fn follow(self: &Arc<Self>) {
-        let task = Task::current_raw() as usize;
-        if self.task() != task {
-            self.move_to(task);
+        if !self.is_followed() {
+            self.move_to(Task::current_raw() as usize);
         }
+    }
+
+    /// Whether the return of this thread to the VMM leads here.
+    #[inline]
+    fn is_followed(&self) -> bool {
+        self.task() == Task::current_raw() as usize
     }
 
     #[cold]
