@@ -111,6 +111,11 @@ impl Stats {
     /// `n` entries were seen and then lost with their ring.
     pub(crate) fn lost(&self, n: u32) {
         self.submitted(n);
+        self.dropped(n);
+    }
+
+    /// `n` entries that were submitted are lost with their ring.
+    pub(crate) fn dropped(&self, n: u32) {
         self.dropped.fetch_add(u64::from(n), Relaxed);
     }
 

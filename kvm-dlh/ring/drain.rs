@@ -63,6 +63,10 @@ impl Ring {
                     if goal.wrapping_sub(position) as i32 <= 0 {
                         return Ok(goal);
                     }
+                    if left == 0 {
+                        // The guest has taken entries back, by moving its tail: they never come.
+                        return Ok(position);
+                    }
                 }
                 Drained::Absent(absent) => match patience.ask(absent, vcpu.vm()) {
                     Ok(()) => {}
@@ -264,7 +268,10 @@ impl Ring {
                     if let Err(absent) = state.write_status(window, late.position, status) {
                         let why = match operations.leave_to_vmm(&mut state, late) {
                             Ok(()) => absent.into(),
-                            Err(why) => why.into(),
+                            Err(why) => {
+                                self.queue.stats().dropped(1);
+                                why.into()
+                            }
                         };
                         return (state, taken, Err(why));
                     }
