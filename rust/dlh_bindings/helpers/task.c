@@ -28,10 +28,13 @@ void dlh_synchronize_rcu_tasks(void)
 	synchronize_rcu_tasks();
 }
 
-/* Lets others run; false if the current task is being killed. */
+/*
+ * Lets others run; false if the current task is being killed. Where the kernel preempts by itself cond_resched() alone
+ * does nothing, and whoever waits for RCU-tasks (to take a tracer off) would wait for all that is done here.
+ */
 bool dlh_may_go_on(void)
 {
-	cond_resched();
+	cond_resched_tasks_rcu_qs();
 	return !fatal_signal_pending(current);
 }
 

@@ -117,6 +117,7 @@ static int worker_thread(void *data)
 		}
 		__set_current_state(TASK_RUNNING);
 		worker_work(worker);
+		cond_resched_tasks_rcu_qs();
 		kthread_freezable_should_stop(NULL);
 	}
 	__set_current_state(TASK_RUNNING);
@@ -174,12 +175,12 @@ void dlh_worker_stop(struct dlh_worker *worker)
 }
 
 /*
- * By the thread, holding nothing that others need: lets others run, and the system be suspended. False if it is to
+ * By the thread, holding nothing that others need: lets others run, RCU-tasks included, and the system be suspended. False if it is to
  * stop, or the address space has gone.
  */
 bool dlh_worker_may_go_on(struct dlh_worker *worker)
 {
-	cond_resched();
+	cond_resched_tasks_rcu_qs();
 	return !kthread_freezable_should_stop(NULL) && !READ_ONCE(worker->gone);
 }
 
