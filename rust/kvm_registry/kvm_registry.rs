@@ -123,7 +123,7 @@ impl<F: Feed> Registry<F> {
     pub fn calls<'a>(&'a self, contexts: &'a Contexts) -> Calls<'a, F> {
         let _lock = self.calls.read_lock();
         // INVARIANT: Just locked; nothing is known yet.
-        Calls { slots: &self.slots, contexts, last: None, _lock, _feed: PhantomData }
+        Calls { slots: &self.slots, contexts, last: None, failed: None, _lock, _feed: PhantomData }
     }
 
     /// Detaches every operation from a VM that has ended, or whose queue goes. May sleep.
@@ -195,6 +195,8 @@ pub struct Calls<'a, F: Feed> {
     slots: &'a [Atomic<*mut bindings::kvm_dlh_ops>; MAX_OPERATIONS],
     contexts: &'a Contexts,
     last: Option<Called>,
+    /// The operation whose context could not be made: that may take long, so it is not tried for each call.
+    failed: Option<Operation>,
     _lock: kernel::sync::srcu::Guard<'a>,
     _feed: PhantomData<fn(F)>,
 }
@@ -230,11 +232,17 @@ impl<F: Feed> Calls<'_, F> {
     }
 
     /// The operation `op`, attached to `vm`. May sleep.
-    fn find(&self, vm: &Vm, op: Operation) -> Result<Called, CallError> {
+    fn find(&mut self, vm: &Vm, op: Operation) -> Result<Called, CallError> {
+        if self.failed == Some(op) {
+            return Err(CallError::NoMemory);
+        }
         let slot = self.slots.get(usize::from(op.0)).ok_or(CallError::Operation)?;
         // SAFETY: A table in a slot is valid while the read lock is held.
         let ops = unsafe { slot.load(Acquire).as_ref() }.ok_or(CallError::Operation)?;
-        let context = self.contexts.get(ops, vm).ok_or(CallError::NoMemory)?;
+        let Some(context) = self.contexts.get(ops, vm) else {
+            self.failed = Some(op);
+            return Err(CallError::NoMemory);
+        };
         let execute = ops.execute.ok_or(CallError::Operation)?;
         // INVARIANT: From the table in the slot of `op`.
         Ok(Called { op, execute, context })
