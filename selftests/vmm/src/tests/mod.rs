@@ -14,6 +14,7 @@ pub(crate) mod foreign;
 pub(crate) mod free_pages;
 mod guest_memfd;
 mod held;
+mod hostile;
 mod hosts;
 pub(crate) mod irqchips;
 mod kinds;
@@ -100,6 +101,8 @@ pub(crate) enum Subject {
     Aftermath,
     /// What users may keep from going on; on one CPU. Removes the modules at the end.
     Held,
+    /// What no sane guest or VMM does; with tracefs.
+    Hostile,
     /// Memory, vCPUs and VMs that go away at the wrong moment.
     Races,
     /// VMs whose hypercalls KVM takes for another hypervisor's.
@@ -159,6 +162,7 @@ impl Subject {
             Subject::Worker => worker::cases(),
             Subject::Aftermath => aftermath::cases(),
             Subject::Held => held::cases(),
+            Subject::Hostile => hostile::cases(),
             Subject::Races => races::cases(),
             Subject::Scale => {
                 [irqchips::cases(), lent::cases(), scale::cases()].into_iter().flatten().collect()
