@@ -96,28 +96,40 @@ proptest! {
         prop_assert_eq!(found, (start..start + len).filter(is).collect::<Vec<_>>());
     }
 
+    /// A page is as old as the last merge of a block that has the same place as its own: with a place for each
+    /// block, of its own block.
     #[test]
-    fn a_page_is_never_thought_older_than_it_is(
+    fn a_page_is_as_old_as_the_last_merge_at_its_place(
         size in 1u64..6_000_000,
         ops in prop::collection::vec((0u64..6_000_000, 1u64..5000, 0u32..100_000), 1..20),
+        others in prop::collection::vec(0u64..6_000_000, 20),
         begin in any::<u32>(),
     ) {
         let mut times = vec![begin; stamps::stamps(size) as usize];
-        prop_assert!(times.len().is_power_of_two() && times.len() as u64 <= stamps::MOST);
+        let places = times.len() as u64;
+        prop_assert!(times.len().is_power_of_two() && places <= stamps::MOST);
         let mut now = begin;
-        let mut last = std::collections::BTreeMap::new();
+        let mut merges = Vec::new();
         for (start, count, wait) in ops {
             let (start, end) = (start % size, (start % size + count).min(size));
             now = now.wrapping_add(wait);
             stamps::stamp(&mut times, start..end, now);
-            last.insert(start, now);
-            last.insert(end - 1, now);
+            merges.push((start, end, now));
         }
-        for (page, merged) in last {
-            prop_assert!(stamps::age(&times, page, now) <= now.wrapping_sub(merged));
-            // And where no two blocks share a time, it is just as old, or a neighbour is younger.
-            if page / 512 < times.len() as u64 {
-                prop_assert!(stamps::age(&times, page, now) <= now.wrapping_sub(begin));
+        let named = merges.iter().flat_map(|&(start, end, _)| [start, end - 1]);
+        let pages: Vec<u64> = named.chain(others.into_iter().map(|page| page % size)).collect();
+        for page in pages {
+            // The first block of a merge from which on one has the place of the page's.
+            let hit = |&&(start, end, _): &&(u64, u64, u32)| {
+                let (first, last) = (start / 512, (end - 1) / 512);
+                (page / 512 + places - first % places) % places <= last - first
+            };
+            let merged = merges.iter().rev().find(hit).map_or(begin, |&(_, _, at)| at);
+            prop_assert_eq!(stamps::age(&times, page, now), now.wrapping_sub(merged));
+            // So it is never thought older than it is.
+            let own = merges.iter().rev().find(|&&(start, end, _)| (start..end).contains(&page));
+            if let Some(&(_, _, at)) = own {
+                prop_assert!(stamps::age(&times, page, now) <= now.wrapping_sub(at));
             }
         }
     }
