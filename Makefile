@@ -87,7 +87,7 @@ lint: env
 .PHONY: unit
 unit: env
 	@echo "Unit and property tests of the pure crates and of the test tools"
-	@$(ENTER) cargo test --locked --quiet -p allow_rules -p dlh_abi -p free_map
+	@$(ENTER) cargo test --locked --quiet -p allow_rules -p counters -p dlh_abi -p free_map
 	@$(ENTER) env PYTHONPATH=selftests python3 -B -m unittest discover -q -s selftests/vm/unit
 
 .PHONY: test

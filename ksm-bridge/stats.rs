@@ -2,6 +2,7 @@
 
 //! What has happened to the free pages of one VM, counted in pages.
 
+use counters::{counters, Counters};
 use kernel::{
     fmt,
     sync::atomic::{ordering::Relaxed, Atomic},
@@ -36,14 +37,27 @@ const _: () = {
 /// Spans after which merged pages came back, in milliseconds, shortest first.
 const SPANS: [(u32, &str); 3] = [(1_000, "1s"), (10_000, "10s"), (100_000, "100s")];
 
+counters! {
+    /// One thing to count.
+    enum Event {
+        /// The worker has taken a request.
+        Request = "requests",
+        /// A request was declined for want of room.
+        Busy = "busy",
+        /// A request was declined because root does not allow it.
+        Policy = "declined_policy",
+        /// A request was declined because the VM has assigned devices.
+        Assigned = "refused_assigned_devices",
+        /// A page of the requests that the worker has taken.
+        Reported = "reported_pages",
+        /// A run was to be released.
+        Run = "runs",
+    }
+}
+
 /// The counters of a VM. Any context.
 pub(crate) struct Stats {
-    requests: Atomic<u64>,
-    busy: Atomic<u64>,
-    policy: Atomic<u64>,
-    assigned: Atomic<u64>,
-    reported: Atomic<u64>,
-    runs: Atomic<u64>,
+    events: Counters<Event>,
     verdicts: [Atomic<u64>; VERDICTS.len()],
     came_back: Atomic<u64>,
     /// How many came back within each span, and not within the one before.
@@ -53,12 +67,7 @@ pub(crate) struct Stats {
 impl Stats {
     pub(crate) fn new() -> Self {
         Self {
-            requests: Atomic::new(0),
-            busy: Atomic::new(0),
-            policy: Atomic::new(0),
-            assigned: Atomic::new(0),
-            reported: Atomic::new(0),
-            runs: Atomic::new(0),
+            events: Counters::new(),
             verdicts: [const { Atomic::new(0) }; VERDICTS.len()],
             came_back: Atomic::new(0),
             spans: [const { Atomic::new(0) }; SPANS.len()],
@@ -67,28 +76,28 @@ impl Stats {
 
     /// The worker has taken requests, for `pages` pages together.
     pub(crate) fn reported(&self, requests: u64, pages: u64) {
-        self.requests.add(requests, Relaxed);
-        self.reported.add(pages, Relaxed);
+        self.events.add(Event::Request, requests);
+        self.events.add(Event::Reported, pages);
     }
 
     /// A request was declined for want of room.
     pub(crate) fn busy(&self) {
-        self.busy.add(1, Relaxed);
+        self.events.count(Event::Busy);
     }
 
     /// Requests were declined because root does not allow it.
     pub(crate) fn policy(&self, requests: u64) {
-        self.policy.add(requests, Relaxed);
+        self.events.add(Event::Policy, requests);
     }
 
     /// A request was declined because the VM has assigned devices.
     pub(crate) fn assigned(&self) {
-        self.assigned.add(1, Relaxed);
+        self.events.count(Event::Assigned);
     }
 
     /// So many runs are about to be released.
     pub(crate) fn runs(&self, n: u64) {
-        self.runs.add(n, Relaxed);
+        self.events.add(Event::Run, n);
     }
 
     /// This became of `pages` pages.
@@ -111,15 +120,8 @@ impl Stats {
 
     /// Writes `name value` lines.
     pub(crate) fn show(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (name, counter) in [
-            ("requests", &self.requests),
-            ("busy", &self.busy),
-            ("declined_policy", &self.policy),
-            ("refused_assigned_devices", &self.assigned),
-            ("reported_pages", &self.reported),
-            ("runs", &self.runs),
-        ] {
-            writeln!(f, "{name} {}", counter.load(Relaxed))?;
+        for (name, value) in self.events.iter() {
+            writeln!(f, "{name} {value}")?;
         }
         let mut merged = 0;
         for ((verdict, name), counter) in VERDICTS.iter().zip(&self.verdicts) {

@@ -7,6 +7,7 @@
 
 use core::array;
 
+use counters::{counters, Counters};
 use dlh_abi::{Error as CallError, Operation, Status};
 use kernel::fmt;
 use kvm_hooks::inline_atomic::{AtomicU64, Ordering::Relaxed};
@@ -30,25 +31,13 @@ const ERROR_NAMES: [&str; 12] = [
     "again",
 ];
 
-/// Names of the [`Event`]s, in their order.
-const EVENT_NAMES: [&str; 8] = [
-    "inserted",
-    "drains",
-    "kicks",
-    "hypercalls",
-    "rings_set_up",
-    "rings_broken",
-    "rings_lost",
-    "defer_kicks",
-];
-
 /// The counters of a VM. Any context.
 pub(crate) struct Stats {
     submitted: AtomicU64,
     executed: AtomicU64,
     declined: AtomicU64,
     dropped: AtomicU64,
-    events: [AtomicU64; EVENT_NAMES.len()],
+    events: Counters<Event>,
     errors: [AtomicU64; ERROR_NAMES.len()],
     operations: [Ended; MAX_OPERATIONS],
 }
@@ -60,25 +49,26 @@ struct Ended {
     declined: AtomicU64,
 }
 
-/// One thing to count.
-#[derive(Clone, Copy)]
-pub(crate) enum Event {
-    /// A trap-inserted call.
-    Inserted,
-    /// A look at a ring.
-    Drain,
-    /// A kick.
-    Kick,
-    /// Any hypercall of ours.
-    Hypercall,
-    /// A ring was set up.
-    RingSetUp,
-    /// A ring was detached because of what was found in it.
-    RingBroken,
-    /// A ring was detached because its memory had gone, or did not come.
-    RingLost,
-    /// A vCPU was made to exit because an entry had waited for long.
-    DeferKick,
+counters! {
+    /// One thing to count.
+    pub(crate) enum Event {
+        /// A trap-inserted call.
+        Inserted = "inserted",
+        /// A look at a ring.
+        Drain = "drains",
+        /// A kick.
+        Kick = "kicks",
+        /// Any hypercall of ours.
+        Hypercall = "hypercalls",
+        /// A ring was set up.
+        RingSetUp = "rings_set_up",
+        /// A ring was detached because of what was found in it.
+        RingBroken = "rings_broken",
+        /// A ring was detached because its memory had gone, or did not come.
+        RingLost = "rings_lost",
+        /// A vCPU was made to exit because an entry had waited for long.
+        DeferKick = "defer_kicks",
+    }
 }
 
 impl Stats {
@@ -88,7 +78,7 @@ impl Stats {
             executed: AtomicU64::new(0),
             declined: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
-            events: array::from_fn(|_| AtomicU64::new(0)),
+            events: Counters::new(),
             errors: array::from_fn(|_| AtomicU64::new(0)),
             operations: array::from_fn(|_| Ended::default()),
         }
@@ -149,7 +139,7 @@ impl Stats {
     /// Something happened.
     #[inline]
     pub(crate) fn count(&self, event: Event) {
-        self.events[event as usize].fetch_add(1, Relaxed);
+        self.events.count(event);
     }
 
     /// Writes a line for each operation that has been called: its number, how many of its calls were
@@ -182,8 +172,8 @@ impl fmt::Display for Stats {
         ] {
             writeln!(f, "{name} {value}")?;
         }
-        for (name, counter) in EVENT_NAMES.iter().zip(&self.events) {
-            writeln!(f, "{name} {}", get(counter))?;
+        for (name, value) in self.events.iter() {
+            writeln!(f, "{name} {value}")?;
         }
         for (name, counter) in ERROR_NAMES.iter().zip(&self.errors) {
             writeln!(f, "errors_{name} {}", get(counter))?;
