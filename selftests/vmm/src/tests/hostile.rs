@@ -127,9 +127,10 @@ fn busy_worker() -> CaseResult {
     let (inside, tries) = thread::scope(|scope| -> Result<(u32, u32)> {
         scope.spawn(|| {
             let op = u64::from(Operation::FREE_PAGES.0);
-            while !over.load(Ordering::SeqCst)
-                && vcpu.hypercall(Function::Call as u64, op, PLACE, SPARSE as u64).is_ok()
-            {
+            while !over.load(Ordering::SeqCst) {
+                if vcpu.hypercall(Function::Call as u64, op, PLACE, SPARSE as u64).is_err() {
+                    break;
+                }
             }
         });
         let outcome = (|| {
