@@ -267,8 +267,10 @@ def pace(guest: Guest) -> None:
     remove(guest)
     insert(guest, "order=9")
     guest.check("sleep 2")
+    # Of what the guest frees by itself meanwhile a page makes a whole block count as new, with its neighbours.
     rest = stats(guest)
-    ktap.ok(rest["reports"] <= 1 and rest["ranges"] <= 2, "since all was reported", rest)
+    all_mib = curve[-1].mib - curve[0].mib
+    ktap.ok(rest["pages"] / 256 < all_mib / 4, "since all was reported", all_mib, rest)
     remove(guest)
 
 
