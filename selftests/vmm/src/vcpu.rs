@@ -309,10 +309,20 @@ impl Vcpu {
 
     /// Makes an exit without publishing anything.
     pub(crate) fn exit(&mut self, kind: Exit) -> Result<()> {
+        let stop = self.begin_exit(kind)?;
+        self.finish_exit(stop)
+    }
+
+    /// The same up to the first stop: KVM_RUN returns to the VMM once.
+    pub(crate) fn begin_exit(&mut self, kind: Exit) -> Result<Stop> {
         // The code reads `done` of a ring at RDI; any mapped memory will do.
-        let stop = self.begin(kind.code(), |regs| {
+        self.begin(kind.code(), |regs| {
             (regs.rdi, regs.r11, regs.r12) = (boot::STAGING as u64, 0, 0);
-        })?;
+        })
+    }
+
+    /// Runs what [`Vcpu::begin_exit`] began to its end.
+    pub(crate) fn finish_exit(&mut self, stop: Stop) -> Result<()> {
         self.finish(stop).map(drop)
     }
 

@@ -177,8 +177,9 @@ fn leave_waits_for_position(_build: &Build) -> CaseResult {
     ring.push(&KEPT, 1)?;
     let id = ring.id();
     let (mut first, mut second) = (vm.vcpus.remove(0), vm.vcpus.remove(0));
-    std::thread::scope(|scope| {
-        let leave = scope.spawn(|| first.exit(Exit::Pio));
+    let stop = std::thread::scope(|scope| {
+        // Once: the next return would wait for the second call as well, which is there when it begins.
+        let leave = scope.spawn(|| first.begin_exit(Exit::Pio));
         wait_kept(1)?;
         wait_until(PATIENCE, "KVM_RUN is on its way to the VMM", || sleeps_in_kick(0))?;
         ring.push(&KEPT, 1)?;
@@ -191,10 +192,11 @@ fn leave_waits_for_position(_build: &Build) -> CaseResult {
         check_eq!(kept("kept")?, 1, "calls that are kept");
         check!(!kick.is_finished(), "the KICK did not wait");
         release(1, 0)?;
-        leave.join().map_err(|_| "a thread panicked")??;
+        let stop = leave.join().map_err(|_| "a thread panicked")??;
         check_eq!(kick.join().map_err(|_| "a thread panicked")??, 0, "KICK");
-        Ok(())
+        Ok(stop)
     })?;
+    first.finish_exit(stop)?;
     vm.vcpus = vec![first, second];
     check_vm_works(&mut vm)?;
     Ok(Verdict::Pass)
