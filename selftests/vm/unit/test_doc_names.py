@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
 """tools/lib/doc-names finds names in documents that nothing has."""
 
-import os
 import subprocess
 import tempfile
 import unittest
@@ -28,7 +27,6 @@ class DocNames(unittest.TestCase):
                 [TOOL, "kernel", "docs/it.md"],
                 input="rust/one/one.rs\ndocs/it.md\n",
                 cwd=folder,
-                env={**os.environ},
                 stdout=subprocess.PIPE,
                 text=True,
                 check=False,
